@@ -1,0 +1,176 @@
+"""The identity of every object that a dump carries, by kind, so that a missing index has a name.
+
+Each query yields (name, detail). ``detail`` holds only what survives a dump and restore to the letter:
+column types, enum labels, grants, the text of function bodies. Expressions (views, defaults, check
+constraints) are left out, since PostgreSQL prints them differently after a reload; a comparison of
+those would cry wolf. Followed from pg_dump's own rules: members of extensions, toast tables, internal
+triggers, clones of triggers and foreign keys on partitions, and invalid indexes are not dumped.
+Names are as PostgreSQL prints them under an empty search_path.
+"""
+
+from collections.abc import Mapping
+
+import psycopg
+
+_SCHEMAS = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
+
+
+def _own(catalog: str, oid: str = "o.oid") -> str:
+    """Not built in, and not a member of an extension."""
+    return f"""{oid} >= 16384 AND NOT EXISTS (SELECT FROM pg_depend x
+        WHERE x.classid = '{catalog}'::regclass AND x.objid = {oid} AND x.deptype = 'e')"""
+
+
+def _grants(acl: str, letter: str, owner: str) -> str:
+    """Grants as ``role=privilege`` in a fixed order, without the grantor."""
+    return f"""(SELECT string_agg(coalesce(r.rolname, 'PUBLIC') || '=' || a.privilege_type
+        || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ' '
+        ORDER BY r.rolname COLLATE "C", a.privilege_type, a.is_grantable)
+        FROM (SELECT DISTINCT grantee, privilege_type, is_grantable
+              FROM aclexplode(coalesce({acl}, acldefault('{letter}', {owner})))) a
+        LEFT JOIN pg_roles r ON r.oid = a.grantee)"""
+
+
+def _plain(catalog: str, detail: str = "''", where: str = "true") -> str:
+    """Objects whose name is PostgreSQL's own identity for them."""
+    return f"""SELECT (pg_identify_object('{catalog}'::regclass, o.oid, 0)).identity, {detail}
+        FROM {catalog} o WHERE {_own(catalog)} AND {where}"""
+
+
+def _relation(kinds: str, detail: str) -> str:
+    return f"""SELECT o.oid::regclass::text, {detail}
+        FROM pg_class o JOIN pg_namespace n ON n.oid = o.relnamespace
+        WHERE o.relkind IN ({kinds}) AND {_SCHEMAS} AND o.relpersistence <> 't'
+          AND {_own("pg_class")}"""
+
+
+_RELATION_DETAIL = f"""concat_ws(' ', 'owner', pg_get_userbyid(o.relowner),
+    CASE o.relpersistence WHEN 'u' THEN 'unlogged' END,
+    CASE WHEN o.relrowsecurity THEN 'row security' END,
+    CASE WHEN o.relforcerowsecurity THEN 'forced' END,
+    'grants', {_grants("o.relacl", "r", "o.relowner")})"""
+
+_ON_OWN_TABLE = f"""JOIN pg_class c ON c.oid = o.{{column}}
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE {_SCHEMAS} AND c.relpersistence <> 't' AND {_own("pg_class", "c.oid")}"""
+
+
+def _on_table(column: str) -> str:
+    return _ON_OWN_TABLE.replace("{column}", column)
+
+
+_QUERIES: Mapping[str, str] = {
+    "schema": f"""SELECT quote_ident(n.nspname), concat_ws(' ', 'grants',
+            {_grants("n.nspacl", "n", "n.nspowner")})
+        FROM pg_namespace n WHERE {_SCHEMAS} AND NOT EXISTS (SELECT FROM pg_depend x
+        WHERE x.classid = 'pg_namespace'::regclass AND x.objid = n.oid AND x.deptype = 'e')""",
+    "table": _relation("'r', 'p'", _RELATION_DETAIL),
+    "foreign table": _relation("'f'", _RELATION_DETAIL),
+    "view": _relation("'v'", _RELATION_DETAIL),
+    "materialized view": _relation("'m'", _RELATION_DETAIL),
+    "sequence": _relation(
+        "'S'",
+        f"""concat_ws(' ', 'owner', pg_get_userbyid(o.relowner), 'grants',
+            {_grants("o.relacl", "s", "o.relowner")}, (SELECT concat_ws(' ', 'of',
+            format_type(q.seqtypid, NULL), 'start', q.seqstart, 'by', q.seqincrement, 'min',
+            q.seqmin, 'max', q.seqmax, 'cache', q.seqcache, CASE WHEN q.seqcycle THEN 'cycle' END)
+            FROM pg_sequence q WHERE q.seqrelid = o.oid))""",
+    ),
+    "column": f"""SELECT o.attrelid::regclass || '.' || quote_ident(o.attname),
+            concat_ws(' ', format_type(o.atttypid, o.atttypmod),
+            CASE WHEN o.attnotnull THEN 'not null' END, CASE WHEN o.atthasdef THEN 'default' END,
+            'identity ' || nullif(o.attidentity::text, ''),
+            'generated ' || nullif(o.attgenerated::text, ''))
+        FROM pg_attribute o {_on_table("attrelid")} AND c.relkind IN ('r', 'p', 'f')
+          AND o.attnum > 0 AND NOT o.attisdropped""",
+    "index": f"""SELECT o.indexrelid::regclass::text, concat_ws(' ', 'on', c.oid::regclass,
+            am.amname, CASE WHEN o.indisunique THEN 'unique' END,
+            CASE WHEN o.indisprimary THEN 'primary' END, o.indnatts)
+        FROM pg_index o JOIN pg_class i ON i.oid = o.indexrelid JOIN pg_am am ON am.oid = i.relam
+        {_on_table("indrelid")} AND (o.indisvalid OR c.relkind = 'p') AND o.indisready""",
+    "constraint": f"""SELECT quote_ident(o.conname) || ' on ' || c.oid::regclass, concat_ws(' ',
+            o.contype, CASE WHEN o.convalidated THEN 'valid' END,
+            CASE WHEN o.condeferrable THEN 'deferrable' END,
+            CASE WHEN o.condeferred THEN 'deferred' END, 'to ' || nullif(o.confrelid, 0)::regclass)
+        FROM pg_constraint o {_on_table("conrelid")} AND o.contype IN ('c', 'f', 'p', 'u', 'x')
+          AND (o.contype <> 'f' OR o.conparentid = 0)""",
+    "domain constraint": f"""SELECT quote_ident(o.conname) || ' on ' || t.oid::regtype, ''
+        FROM pg_constraint o JOIN pg_type t ON t.oid = o.contypid
+        JOIN pg_namespace n ON n.oid = t.typnamespace
+        WHERE {_SCHEMAS} AND o.contype = 'c' AND {_own("pg_type", "t.oid")}""",
+    "trigger": f"""SELECT quote_ident(o.tgname) || ' on ' || c.oid::regclass, concat_ws(' ',
+            o.tgenabled, o.tgfoid::regprocedure)
+        FROM pg_trigger o {_on_table("tgrelid")} AND NOT o.tgisinternal AND o.tgparentid = 0""",
+    "rule": f"""SELECT quote_ident(o.rulename) || ' on ' || c.oid::regclass, o.ev_enabled::text
+        FROM pg_rewrite o {_on_table("ev_class")} AND o.rulename <> '_RETURN'""",
+    "policy": f"""SELECT quote_ident(o.polname) || ' on ' || c.oid::regclass, concat_ws(' ',
+            o.polcmd, CASE WHEN o.polpermissive THEN 'permissive' END)
+        FROM pg_policy o {_on_table("polrelid")}""",
+    "extended statistics": _plain("pg_statistic_ext"),
+    "type": f"""SELECT o.oid::regtype::text, concat_ws(' ', o.typtype,
+            CASE WHEN o.typtype = 'd' THEN format_type(o.typbasetype, o.typtypmod) END,
+            CASE WHEN o.typnotnull THEN 'not null' END,
+            (SELECT string_agg(quote_literal(e.enumlabel), ',' ORDER BY e.enumsortorder)
+             FROM pg_enum e WHERE e.enumtypid = o.oid))
+        FROM pg_type o JOIN pg_namespace n ON n.oid = o.typnamespace
+        LEFT JOIN pg_class c ON c.oid = o.typrelid
+        WHERE {_SCHEMAS} AND {_own("pg_type")} AND (o.typrelid = 0 OR c.relkind = 'c')
+          AND NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = o.oid)""",
+    "function": f"""SELECT o.oid::regprocedure::text, concat_ws(' ', o.prokind, l.lanname,
+            o.provolatile, CASE WHEN o.prosecdef THEN 'security definer' END,
+            'owner', pg_get_userbyid(o.proowner),
+            'grants', {_grants("o.proacl", "f", "o.proowner")},
+            CASE WHEN l.lanname NOT IN ('c', 'internal') THEN md5(o.prosrc) END)
+        FROM pg_proc o JOIN pg_language l ON l.oid = o.prolang
+        JOIN pg_namespace n ON n.oid = o.pronamespace
+        WHERE {_SCHEMAS} AND {_own("pg_proc")}""",
+    "operator": _plain("pg_operator"),
+    "operator class": _plain("pg_opclass"),
+    "operator family": _plain("pg_opfamily"),
+    "cast": _plain("pg_cast"),
+    "collation": _plain("pg_collation"),
+    "conversion": _plain("pg_conversion"),
+    "access method": _plain("pg_am"),
+    "language": _plain("pg_language"),
+    "transform": _plain("pg_transform"),
+    "text search configuration": _plain("pg_ts_config"),
+    "text search dictionary": _plain("pg_ts_dict"),
+    "text search parser": _plain("pg_ts_parser"),
+    "text search template": _plain("pg_ts_template"),
+    "foreign-data wrapper": _plain("pg_foreign_data_wrapper"),
+    "foreign server": _plain("pg_foreign_server"),
+    "user mapping": """SELECT quote_ident(usename) || ' on ' || quote_ident(srvname), ''
+        FROM pg_user_mappings""",
+    "event trigger": _plain("pg_event_trigger", "o.evtenabled::text"),
+    "publication": _plain(
+        "pg_publication",
+        """concat_ws(' ', CASE WHEN o.puballtables THEN 'all tables' END, CASE WHEN o.pubinsert
+        THEN 'insert' END, CASE WHEN o.pubupdate THEN 'update' END,
+        CASE WHEN o.pubdelete THEN 'delete' END)""",
+    ),
+    "published table": f"""SELECT c.oid::regclass || ' in ' || quote_ident(p.pubname), ''
+        FROM pg_publication_rel o JOIN pg_publication p ON p.oid = o.prpubid
+        {_on_table("prrelid")}""",
+    "default privileges": """SELECT concat_ws(' ', quote_ident(pg_get_userbyid(o.defaclrole)),
+            o.defaclobjtype, quote_ident(n.nspname)), ''
+        FROM pg_default_acl o LEFT JOIN pg_namespace n ON n.oid = o.defaclnamespace""",
+    "extension": "SELECT quote_ident(extname), '' FROM pg_extension",
+}
+
+_SUPERUSER_QUERIES: Mapping[str, str] = {
+    "subscription": """SELECT quote_ident(subname), '' FROM pg_subscription
+        WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())""",
+}
+"""pg_dump leaves these out for other users."""
+
+
+def read_objects(connection: psycopg.Connection) -> dict[str, dict[str, str]]:
+    """All objects of the database by kind: ``{kind: {name: detail}}``, empty kinds left out."""
+    (superuser,) = connection.execute("SHOW is_superuser").fetchone() or ("off",)
+    queries = {**_QUERIES, **(_SUPERUSER_QUERIES if superuser == "on" else {})}
+    objects = {kind: _pairs(connection, query) for kind, query in queries.items()}
+    return {kind: found for kind, found in objects.items() if found}
+
+
+def _pairs(connection: psycopg.Connection, query: str) -> dict[str, str]:
+    return {name: detail or "" for name, detail in connection.execute(query).fetchall()}

@@ -1,0 +1,260 @@
+"""One tree of settings, loaded once, every problem reported together.
+
+Later beats earlier: declared defaults, the TOML file, the environment, secret files. The procedures'
+variables keep their names (``DB_HOST``, ``BACKUP_DIR``, …); everything else is
+``KYB_<SECTION>__<KEY>``, as in ``KYB_BACKUP__LEVEL=1``. An unknown key or an unknown ``KYB_``
+variable is an error that names it and where it stands. No message repeats a secret's value.
+
+Why this is not pydantic-settings: docs/decisions/002-settings-loader.md.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from kyb_backup_pipeline.engine.errors import SettingsInvalid
+
+DEFAULT_FILE = Path("kyb_backup.toml")
+FILE_VARIABLE = "KYB_CONFIG"
+
+PROCEDURE_VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "BACKUP_DIR": ("repository",),
+    "LOG_FILE": ("log_file",),
+    "DB_HOST": ("database", "host"),
+    "DB_PORT": ("database", "port"),
+    "DB_NAME": ("database", "name"),
+    "DB_USER": ("database", "user"),
+    "DB_PASSWORD": ("database", "password"),
+}
+"""Variables that keep the names they have in the shell procedures."""
+
+Seconds = Annotated[float, Field(gt=0)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class DatabaseSettings(_Section):
+    """The database that is backed up. ``host`` may be a folder with a Unix socket."""
+
+    host: NonEmpty = "localhost"
+    port: int = Field(5432, ge=1, le=65535)
+    name: NonEmpty = "kyb_platform"
+    user: NonEmpty = "kyb_user"
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+    connect_timeout: Seconds = 10
+
+
+class PostgresSettings(_Section):
+    """Where PostgreSQL's programs are looked for, before the system's own places."""
+
+    bin_dirs: tuple[Path, ...] = ()
+    use_system: bool = True
+    use_embedded: bool = True
+
+
+class BackupSettings(_Section):
+    """How a full backup is taken. Sizes in bytes, times in seconds."""
+
+    format: Literal["plain", "directory"] = "plain"
+    compression: Literal["zstd", "gzip"] = "zstd"
+    level: int | None = Field(None, ge=1, le=19)
+    jobs: int = Field(2, ge=1, le=64)
+    evidence: Literal["content", "none"] = "content"
+    minimum_free: int = Field(2 * 1024**3, ge=0)
+    stall_timeout: Seconds = 600
+    lock_timeout: Seconds = 10
+    lock_attempts: int = Field(5, ge=1, le=100)
+
+
+class RestoreTestSettings(_Section):
+    """The throwaway cluster of a restore test and what is asked of it."""
+
+    directory: Path = Path("/var/tmp")
+    run_as: NonEmpty | None = None
+    jobs: int = Field(2, ge=1, le=64)
+    smoke_queries: tuple[NonEmpty, ...] = ()
+    smoke_timeout: Seconds = 60
+    stall_timeout: Seconds = 3600
+
+
+class ScheduleSettings(_Section):
+    """Cron lines, all in UTC."""
+
+    full_backup: NonEmpty = "0 2 * * *"
+    verify_all: NonEmpty = "0 4 * * *"
+
+
+class Settings(_Section):
+    """Everything an operator can set."""
+
+    repository: Path = Path("/backups")
+    log_file: Path | None = None
+    database: DatabaseSettings = DatabaseSettings()
+    postgres: PostgresSettings = PostgresSettings()
+    backup: BackupSettings = BackupSettings()
+    restore_test: RestoreTestSettings = RestoreTestSettings()
+    schedules: ScheduleSettings = ScheduleSettings()
+
+
+def load(
+    file: Path | None = None,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Load the settings; ``overrides`` (from command-line options) beat everything.
+
+    Without ``file`` the path in ``KYB_CONFIG`` counts, then ``kyb_backup.toml`` in the current
+    folder if it is there; a file that was named and is missing is an error. Raises SettingsInvalid
+    with every problem in one message.
+    """
+    problems: list[str] = []
+    origins: dict[tuple[str, ...], str] = {}
+    path = _chosen_file(file, environment)
+    merged: dict[str, Any] = {}
+    if path is not None:
+        merged = _from_file(path, problems)
+        _note_origins(merged, (), f"file {path}", origins)
+    _add_environment(merged, environment, origins, problems)
+    for key, value in (overrides or {}).items():
+        _put(merged, (key,), value)
+        origins[key,] = "the command line"
+    _read_password_file(merged, origins, problems)
+    settings = None
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        problems.extend(_explain(problem, origins) for problem in error.errors())
+    if problems or settings is None:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise SettingsInvalid(
+            f"the settings have {len(problems)} problem{'s' * (len(problems) != 1)}:\n{lines}",
+            hint="docs/settings.md lists every key with its default",
+        )
+    return settings
+
+
+def _chosen_file(file: Path | None, environment: Mapping[str, str]) -> Path | None:
+    if file is not None:
+        return file
+    if named := environment.get(FILE_VARIABLE):
+        return Path(named)
+    return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
+
+
+def _from_file(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        problems.append(f"file {path}: {reason}")
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        problems.append(f"file {path}: not valid TOML: {error}")
+        return {}
+    folder = path.resolve().parent
+    for section, key in _PATH_KEYS:
+        place = content if section is None else content.get(section)
+        if isinstance(place, dict) and isinstance(place.get(key), str):
+            place[key] = str(folder / place[key])
+    return content
+
+
+_PATH_KEYS = (
+    (None, "repository"),
+    (None, "log_file"),
+    ("database", "password_file"),
+    ("restore_test", "directory"),
+)
+"""Paths in the file are taken relative to the folder the file stands in."""
+
+
+def _add_environment(
+    merged: dict[str, Any],
+    environment: Mapping[str, str],
+    origins: dict[tuple[str, ...], str],
+    problems: list[str],
+) -> None:
+    for name, value in environment.items():
+        if name in PROCEDURE_VARIABLES:
+            if value == "":
+                continue  # as ${DB_HOST:-localhost} has it in the procedures
+            where = PROCEDURE_VARIABLES[name]
+        elif name.startswith("KYB_") and name != FILE_VARIABLE:
+            where = tuple(name.removeprefix("KYB_").lower().split("__"))
+            if not _known(where):
+                problems.append(f"{'.'.join(where)} (environment variable {name}): unknown setting")
+                continue
+        else:
+            continue
+        origins[where] = f"environment variable {name}"
+        _put(merged, where, value.split(",") if where in _LIST_KEYS else value)
+
+
+_LIST_KEYS = (("postgres", "bin_dirs"),)
+
+
+def _known(where: tuple[str, ...]) -> bool:
+    model: Any = Settings
+    for key in where:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return False
+        if key not in model.model_fields:
+            return False
+        model = model.model_fields[key].annotation
+    return not (isinstance(model, type) and issubclass(model, BaseModel))
+
+
+def _put(tree: dict[str, Any], where: tuple[str, ...], value: Any) -> None:
+    *sections, key = where
+    for section in sections:
+        inner = tree.get(section)
+        if not isinstance(inner, dict):
+            inner = tree[section] = {}
+        tree = inner
+    tree[key] = value
+
+
+def _note_origins(
+    tree: Mapping[str, Any],
+    where: tuple[str, ...],
+    origin: str,
+    origins: dict[tuple[str, ...], str],
+) -> None:
+    for key, value in tree.items():
+        origins[*where, key] = origin
+        if isinstance(value, dict):
+            _note_origins(value, (*where, key), origin, origins)
+
+
+def _read_password_file(
+    merged: dict[str, Any], origins: dict[tuple[str, ...], str], problems: list[str]
+) -> None:
+    database = merged.get("database")
+    if not isinstance(database, dict) or not isinstance(database.get("password_file"), str):
+        return
+    path = Path(database["password_file"])
+    try:
+        database["password"] = path.read_text(encoding="utf-8").rstrip("\r\n")
+        origins["database", "password"] = f"secret file {path}"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        problems.append(f"database.password_file: file {path}: {reason}")
+
+
+def _explain(problem: Any, origins: Mapping[tuple[str, ...], str]) -> str:
+    where = tuple(str(part) for part in problem["loc"])
+    origin = next(
+        (origins[where[:n]] for n in range(len(where), 0, -1) if where[:n] in origins), None
+    )
+    text = "unknown setting" if problem["type"] == "extra_forbidden" else problem["msg"].lower()
+    return ".".join(where) + (f" ({origin})" if origin else "") + f": {text}"

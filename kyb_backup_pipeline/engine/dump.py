@@ -1,0 +1,328 @@
+"""The dump itself: pg_dump's output, compressed and hashed on its way to the disk.
+
+Plain format is one pass in bounded memory, with pg_dump, the compression and the hash side by side.
+Directory format is pg_dump's own parallel work, with the best compression that this pg_dump can do
+(zstd, else gzip); the hashes are a second pass over the files.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import re
+import select
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.compression import BLOCK, SUFFIX, compressor
+from kyb_backup_pipeline.engine.config import BackupSettings
+from kyb_backup_pipeline.engine.errors import BackupFailed
+from kyb_backup_pipeline.engine.manifest import BackupFile
+from kyb_backup_pipeline.engine.postgres import Programs, Target
+from kyb_backup_pipeline.engine.progress import Progress, Reporter
+from kyb_backup_pipeline.engine.snapshot import LockNotGranted
+from kyb_backup_pipeline.engine.store import NO_SPACE, no_space
+
+GLOBALS_FILE = "globals.sql"
+PLAIN_FILE = "database.sql."
+"""The beginning of its name: ``database.sql.zst`` or ``database.sql.gz``."""
+DIRECTORY = "database.dir"
+
+_TAIL = 512
+_POLL = 1.0
+_COMPLETE = re.compile(
+    rb"\n-- PostgreSQL database dump complete\n--\n+(?:\\unrestrict (\w+)\n+)?\Z"
+)
+_GLOBALS_COMPLETE = b"-- PostgreSQL database cluster dump complete"
+_RESTRICT = re.compile(rb"^\\restrict (\w+)$", re.MULTILINE)
+_LOCK_ERRORS = re.compile(r"canceling statement due to|could not obtain lock on relation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dumped:
+    """What a dump left in its folder. Sizes in bytes; ``checksum`` is the procedures' key."""
+
+    name: str
+    files: tuple[BackupFile, ...]
+    checksum: str
+    compression: str
+    uncompressed_size: int | None
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def is_complete(tail: bytes, head: bytes) -> bool:
+    """Whether a plain dump that begins with ``head`` and ends with ``tail`` came to its end.
+
+    Dumps since August 2025 begin with ``\\restrict TOKEN`` and end with ``\\unrestrict`` and the same
+    token, after the line that older ones end with.
+    """
+    end = _COMPLETE.search(tail)
+    start = _RESTRICT.search(head)
+    return end is not None and end.group(1) == (start.group(1) if start else None)
+
+
+def dump(
+    folder: Path,
+    programs: Programs,
+    target: Target,
+    settings: BackupSettings,
+    *,
+    snapshot: str | None,
+    options: tuple[str, ...],
+    watch: Callable[[], None],
+    report: Reporter,
+) -> Dumped:
+    """Dump ``target`` into ``folder``; ``watch`` is called about once a second and may raise.
+
+    Raises LockNotGranted, BackupFailed and, where the disk is full, NotEnoughSpace.
+    """
+    argv: list[str | Path] = [
+        programs.path("pg_dump"),
+        "--no-password",
+        f"--lock-wait-timeout={settings.lock_timeout * 1000:.0f}",
+        *([f"--snapshot={snapshot}"] if snapshot else []),
+        *options,
+    ]
+    work = _plain if settings.format == "plain" else _directory
+    try:
+        return work(folder, argv, target, settings, watch, report)
+    except process.ProcessFailed as error:
+        raise _dump_error(error) from error
+
+
+def _dump_error(error: process.ProcessFailed) -> Exception:
+    if _LOCK_ERRORS.search(error.stderr):
+        return LockNotGranted(error.stderr.splitlines()[0] if error.stderr else error.message)
+    if "No space left on device" in error.stderr or "SIGXFSZ" in error.status:
+        return no_space(Path("the dump"), OSError(NO_SPACE[0], "No space left on device"))
+    hint = None
+    if "permission denied" in error.stderr:
+        hint = "docs/roles.md has the least rights of the backup's user"
+    elif "connection to server" in error.stderr or "server closed" in error.stderr:
+        hint = "the server went away: its log says why"
+    return BackupFailed(error.message, hint=hint)
+
+
+def _plain(
+    folder: Path,
+    argv: list[str | Path],
+    target: Target,
+    settings: BackupSettings,
+    watch: Callable[[], None],
+    report: Reporter,
+) -> Dumped:
+    name = PLAIN_FILE + SUFFIX[settings.compression]
+    squeeze = compressor(settings.compression, level=settings.level, threads=settings.jobs)
+    digest = hashlib.sha256()
+    total = size = 0
+    head = tail = b""
+    with (
+        open(os.open(folder / name, _CREATE, 0o600), "wb", buffering=0) as file,
+        process.start(
+            [*argv, "--format=plain"], env=target.environment(), stdout=subprocess.PIPE
+        ) as child,
+    ):
+
+        def keep(block: bytes) -> None:
+            nonlocal size
+            if block:
+                digest.update(block)
+                _write_all(file.fileno(), block)
+                size += len(block)
+
+        for block in _blocks(child, settings.stall_timeout, watch):
+            head = head or bytes(block[:_TAIL])
+            tail = (tail + bytes(block[-_TAIL:]))[-_TAIL:]
+            total += len(block)
+            keep(squeeze.compress(block))
+            report(Progress(step="dump", done=total, detail=f"{size} written"))
+        keep(squeeze.flush())
+        child.finish(settings.stall_timeout)
+        os.fsync(file.fileno())
+    if not is_complete(tail, head):
+        raise BackupFailed(
+            "pg_dump ended with 0, but its output has no proper end",
+            hint="what ran as pg_dump? kyb-backup check shows the programs found",
+        )
+    described = BackupFile(path=name, size=size, sha256=digest.hexdigest())
+    return Dumped(
+        name=name,
+        files=(described,),
+        checksum=described.sha256,
+        compression=settings.compression,
+        uncompressed_size=total,
+    )
+
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
+
+def _blocks(
+    child: process.Child, patience: float, watch: Callable[[], None]
+) -> Iterator[memoryview]:
+    """What the child prints, block by block, in one buffer that is used again."""
+    descriptor = child.stdout.fileno()
+    process.widen_pipe(child.stdout)
+    buffer = memoryview(bytearray(BLOCK))
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    heard = time.monotonic()
+    while True:
+        if not poll.poll(_POLL * 1000):
+            watch()
+            if time.monotonic() - heard > patience:
+                raise _silent(child, patience)
+            continue
+        count = os.readv(descriptor, [buffer])
+        if count == 0:
+            return
+        now = time.monotonic()
+        if now - heard > _POLL:
+            watch()
+        heard = now
+        yield buffer[:count]
+
+
+def _silent(child: process.Child, patience: float) -> BackupFailed:
+    return BackupFailed(
+        f"{child.program} made no progress for {patience:g} s",
+        hint="is the server hanging? backup.stall_timeout sets how long to wait",
+    )
+
+
+def _write_all(descriptor: int, block: bytes) -> None:
+    rest = memoryview(block)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _directory(
+    folder: Path,
+    argv: list[str | Path],
+    target: Target,
+    settings: BackupSettings,
+    watch: Callable[[], None],
+    report: Reporter,
+) -> Dumped:
+    program = Path(argv[0])
+    method = "zstd" if settings.compression == "zstd" and writes_zstd(program) else "gzip"
+    level = settings.level or 1
+    place = folder / DIRECTORY
+    with process.start(
+        [
+            *argv,
+            "--format=directory",
+            f"--jobs={settings.jobs}",
+            f"--compress=zstd:{level}" if method == "zstd" else f"--compress={min(level, 9)}",
+            f"--file={place}",
+        ],
+        env=target.environment(),
+    ) as child:
+        _await_growth(child, place, settings.stall_timeout, watch, report)
+        child.finish(settings.stall_timeout)
+    files = hash_files(folder, sorted(place.iterdir()), settings.jobs)
+    return Dumped(
+        name=DIRECTORY,
+        files=files,
+        checksum=checksum_of_files(files),
+        compression=method,
+        uncompressed_size=None,
+    )
+
+
+def _await_growth(
+    child: process.Child,
+    place: Path,
+    patience: float,
+    watch: Callable[[], None],
+    report: Reporter,
+) -> None:
+    size, grown = -1, time.monotonic()
+    while not child.ended_within(_POLL / 4):
+        watch()
+        now = sum(entry.stat().st_size for entry in _scan(place))
+        if now != size:
+            size, grown = now, time.monotonic()
+            report(Progress(step="dump", done=size))
+        elif time.monotonic() - grown > patience:
+            raise _silent(child, patience)
+
+
+def _scan(place: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(place) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def hash_files(folder: Path, paths: list[Path], jobs: int) -> tuple[BackupFile, ...]:
+    """Hash and flush files, ``jobs`` at a time; their names are kept relative to ``folder``."""
+    with ThreadPoolExecutor(jobs) as pool:
+        return tuple(pool.map(functools.partial(_describe, folder), paths))
+
+
+def _describe(folder: Path, path: Path) -> BackupFile:
+    with open(path, "rb", buffering=0) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+        size = file.tell()
+    return BackupFile(path=path.relative_to(folder).as_posix(), size=size, sha256=digest)
+
+
+def checksum_of_files(files: tuple[BackupFile, ...]) -> str:
+    """One checksum over many files: SHA-256 of their ``sha256sum`` lines in the order of names."""
+    lines = (f"{file.sha256}  {file.path}\n" for file in sorted(files, key=lambda f: f.path))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@functools.cache
+def writes_zstd(pg_dump: Path) -> bool:
+    """Whether this pg_dump can write zstd: it says so before it connects anywhere."""
+    try:
+        process.run(
+            [pg_dump, "--format=directory", "--compress=zstd", "--file=/dev/null/none",
+             "--host=/dev/null/none"],
+            deadline=10,
+        )  # fmt: skip
+    except process.ProcessFailed as error:
+        refused = ("not supported by this installation", "does not support", "build does not",
+                   "invalid", "unrecognized", "must be in range")  # fmt: skip
+        return not any(word in error.stderr for word in refused)
+    return False
+
+
+@contextlib.contextmanager
+def dumping_globals(
+    folder: Path, programs: Programs, target: Target, *, passwords: bool, deadline: float
+) -> Iterator[None]:
+    """Write roles and tablespaces into ``globals.sql`` while the block runs.
+
+    Role passwords (their hashes) are left out where this user may not read them.
+    """
+    argv: list[str | Path] = [
+        programs.path("pg_dumpall"),
+        "--globals-only",
+        "--no-password",
+        *([] if passwords else ["--no-role-passwords"]),
+        f"--database={target.dbname}" if "=" not in target.dbname else "--database=postgres",
+    ]
+    path = folder / GLOBALS_FILE
+    with open(os.open(path, _CREATE, 0o600), "wb") as out:
+        with process.start(argv, env=target.environment(), stdout=out) as child:
+            yield
+            try:
+                child.finish(deadline)
+            except process.ProcessFailed as error:
+                raise _dump_error(error) from error
+        os.fsync(out.fileno())
+    if _GLOBALS_COMPLETE not in path.read_bytes()[-_TAIL:]:
+        raise BackupFailed("pg_dumpall ended with 0, but its output has no proper end")

@@ -1,0 +1,305 @@
+"""What the database held, table by table, in one snapshot: the measure of every restore.
+
+For each table its number of rows and a digest of their content that does not depend on the order of
+rows or columns: the sum of a 64-bit hash of each row's text. Columns go by name, because pg_dump can
+give the children of an inheritance tree another order; generated columns are left out, because they
+are computed again. The session settings under which a row has its text are fixed
+(``postgres.FIXED_SETTINGS``), and so is the collation of the hash.
+
+Sequences are not transactional: the same snapshot can show 1 and then 3. They are read before and
+after the dump, and a restored one passes within that interval (``comparison``).
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from pydantic import BaseModel, ConfigDict
+
+from kyb_backup_pipeline.engine.catalog import read_objects
+from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, connect
+from kyb_backup_pipeline.engine.progress import Progress, Reporter
+from kyb_backup_pipeline.engine.snapshot import Table, list_tables
+
+EVIDENCE_FILE = "evidence.json"
+
+_LARGE_OBJECT_BATCH = 1000
+_SEQUENCE_BATCH = 200
+
+
+class _Fact(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class TableContent(_Fact):
+    """Rows and content of a table; ``digest`` is None where PostgreSQL cannot give a row's text."""
+
+    rows: int
+    digest: str | None
+
+
+class SequenceState(_Fact):
+    """Where a sequence stood before and after the dump (equal on a restored database)."""
+
+    before: tuple[int, bool]
+    after: tuple[int, bool]
+    increment: int
+    cycle: bool
+
+
+class LargeObjects(_Fact):
+    """All large objects together; size in bytes."""
+
+    count: int
+    size: int
+    digest: str
+
+
+class Evidence(_Fact):
+    """What a database held. Names are quoted as PostgreSQL prints them."""
+
+    format_version: int = 1
+    server_version: str
+    tables: dict[str, TableContent]
+    sequences: dict[str, SequenceState]
+    objects: dict[str, dict[str, str]]
+    roles: tuple[str, ...]
+    large_objects: LargeObjects | None
+    populated: dict[str, bool]
+    seconds: float
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables.values())
+
+    @property
+    def object_count(self) -> int:
+        return sum(map(len, self.objects.values()))
+
+
+def take_evidence(
+    connection: psycopg.Connection,
+    tables: Sequence[Table],
+    sequences: dict[str, SequenceState],
+    *,
+    standby: bool,
+    report: Reporter,
+) -> Evidence:
+    """Read everything through ``connection``, in its open transaction.
+
+    ``sequences`` must have been read before the dump began; complete them with
+    ``with_sequences_after`` once it is done. On a ``standby`` unlogged tables have no rows, neither
+    here nor in the dump.
+    """
+    began = time.monotonic()
+    return Evidence(
+        server_version=_one(connection, "SHOW server_version"),
+        sequences=sequences,
+        objects=read_objects(connection),
+        roles=read_roles(connection),
+        populated=_populated(connection),
+        tables=_digest_all(connection, tables, standby, report),
+        large_objects=read_large_objects(connection),
+        seconds=round(time.monotonic() - began, 3),
+    )
+
+
+def take_evidence_parallel(target: Target, *, jobs: int, report: Reporter) -> Evidence:
+    """The same of a database at rest, such as a restored one, over ``jobs`` connections."""
+    began = time.monotonic()
+    with connect(target, FIXED_SETTINGS) as connection:
+        tables = list_tables(connection)
+        largest_first = _largest_first(connection, tables)
+        with ThreadPoolExecutor(jobs) as pool:
+            parts = [
+                pool.submit(_digest_share, target, largest_first, n, jobs) for n in range(jobs)
+            ]
+            sequences = read_sequences(connection)
+            objects = read_objects(connection)
+            contents: dict[str, TableContent] = {}
+            for part in parts:
+                contents.update(part.result())
+                report(_progress(len(contents), len(tables), "comparing"))
+        return Evidence(
+            server_version=_one(connection, "SHOW server_version"),
+            sequences=sequences,
+            objects=objects,
+            roles=read_roles(connection),
+            populated=_populated(connection),
+            tables=contents,
+            large_objects=read_large_objects(connection),
+            seconds=round(time.monotonic() - began, 3),
+        )
+
+
+def with_sequences_after(evidence: Evidence, after: dict[str, SequenceState]) -> Evidence:
+    """The evidence with the second reading of its sequences put beside the first."""
+    sequences = {
+        name: state.model_copy(update={"after": after[name].after}) if name in after else state
+        for name, state in evidence.sequences.items()
+    }
+    return evidence.model_copy(update={"sequences": sequences})
+
+
+def read_sequences(connection: psycopg.Connection) -> dict[str, SequenceState]:
+    """Where every dumped sequence stands now.
+
+    Reading a sequence locks it against being dropped until the transaction ends.
+    """
+    listed = connection.execute(
+        """
+        SELECT n.nspname, c.relname, c.oid::regclass::text, s.seqincrement, s.seqcycle
+        FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
+             AND d.deptype = 'e'
+        LEFT JOIN pg_extension x ON x.oid = d.refobjid AND c.oid = ANY (x.extconfig)
+        WHERE c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+          AND n.nspname <> 'information_schema' AND (d.objid IS NULL OR x.oid IS NOT NULL)
+        ORDER BY c.oid
+        """
+    ).fetchall()
+    states: dict[str, SequenceState] = {}
+    for start in range(0, len(listed), _SEQUENCE_BATCH):
+        batch = listed[start : start + _SEQUENCE_BATCH]
+        query = sql.SQL(" UNION ALL ").join(
+            sql.SQL("SELECT {}, last_value, is_called FROM {}").format(
+                sql.Literal(n), sql.Identifier(schema, name)
+            )
+            for n, (schema, name, *_) in enumerate(batch)
+        )
+        for n, value, called in connection.execute(query).fetchall():
+            _, _, label, increment, cycle = batch[n]
+            states[label] = SequenceState(
+                before=(value, called), after=(value, called), increment=increment, cycle=cycle
+            )
+    return states
+
+
+def read_roles(connection: psycopg.Connection) -> tuple[str, ...]:
+    """All roles of the cluster but the predefined ones."""
+    rows = connection.execute("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1")
+    return tuple(name for (name,) in rows.fetchall())
+
+
+def read_large_objects(connection: psycopg.Connection) -> LargeObjects:
+    """Count, size and content of all large objects, whatever their pages look like."""
+    oids = [
+        oid for (oid,) in connection.execute("SELECT oid FROM pg_largeobject_metadata ORDER BY 1")
+    ]
+    size = digest = 0
+    for start in range(0, len(oids), _LARGE_OBJECT_BATCH):
+        with connection.transaction(force_rollback=True):  # closes the descriptors of this batch
+            row = connection.execute(
+                """
+                SELECT sum(bytes), sum((SELECT coalesce(sum(hashtextextended(concat_ws(':', oid, part,
+                         encode(lo_get(oid, part * 1048576, 1048576), 'base64')) COLLATE "C", 0)), 0)
+                       FROM generate_series(0, greatest(bytes - 1, 0) / 1048576) AS part))
+                FROM (SELECT oid, lo_lseek64(lo_open(oid, 262144), 0, 2) AS bytes
+                      FROM unnest(%s::oid[]) AS oid OFFSET 0) AS listed
+                """,
+                (oids[start : start + _LARGE_OBJECT_BATCH],),
+            ).fetchone()
+        assert row is not None
+        size, digest = size + int(row[0]), digest + int(row[1])
+    return LargeObjects(count=len(oids), size=size, digest=str(digest))
+
+
+def _digest_all(
+    connection: psycopg.Connection, tables: Sequence[Table], standby: bool, report: Reporter
+) -> dict[str, TableContent]:
+    with_data = [table for table in tables if not table.partitioned]
+    columns = _columns(connection)
+    contents = {}
+    for done, table in enumerate(with_data):
+        report(_progress(done, len(with_data), table.label))
+        if standby and table.unlogged:
+            contents[table.label] = TableContent(rows=0, digest="0")
+        else:
+            contents[table.label] = _digest(connection, table, columns.get(table.oid, ()))
+    report(_progress(len(with_data), len(with_data), ""))
+    return contents
+
+
+def _digest_share(
+    target: Target, tables: Sequence[Table], share: int, shares: int
+) -> dict[str, TableContent]:
+    with connect(target, FIXED_SETTINGS) as connection:
+        columns = _columns(connection)
+        return {
+            table.label: _digest(connection, table, columns.get(table.oid, ()))
+            for table in tables[share::shares]
+        }
+
+
+def _digest(connection: psycopg.Connection, table: Table, columns: Iterable[str]) -> TableContent:
+    """Rows and digest of one table; locks that planning takes on its indexes are given back."""
+    query = sql.SQL(
+        'SELECT count(*), sum(hashtextextended(row({columns})::text COLLATE "C", 0))'
+        " FROM ONLY {table} {condition}"
+    ).format(
+        columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
+        table=table.identifier,
+        condition=sql.SQL(table.condition),  # the extension's own WHERE
+    )
+    try:
+        with connection.transaction(force_rollback=True):
+            rows, digest = connection.execute(query).fetchone() or (0, None)
+            return TableContent(rows=rows, digest=str(digest or 0))
+    except (psycopg.errors.ProgramLimitExceeded, psycopg.errors.InternalError_):
+        # a row whose text passes 1 GB ("invalid memory alloc request size"): count it at least
+        count = sql.SQL("SELECT count(*) FROM ONLY {} {}").format(
+            table.identifier,
+            sql.SQL(table.condition),
+        )
+        with connection.transaction(force_rollback=True):
+            (rows,) = connection.execute(count).fetchone() or (0,)
+            return TableContent(rows=rows, digest=None)
+
+
+def _columns(connection: psycopg.Connection) -> dict[int, list[str]]:
+    """The columns that are dumped, of every table, by name."""
+    columns: dict[int, list[str]] = {}
+    for oid, name in connection.execute(
+        """
+        SELECT a.attrelid, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+        WHERE c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+        ORDER BY a.attrelid, a.attname COLLATE "C"
+        """
+    ).fetchall():
+        columns.setdefault(oid, []).append(name)
+    return columns
+
+
+def _largest_first(connection: psycopg.Connection, tables: Sequence[Table]) -> list[Table]:
+    pages: dict[int, int] = dict(
+        connection.execute(
+            "SELECT oid, pg_table_size(oid) FROM pg_class WHERE relkind = 'r'"
+        ).fetchall()
+    )
+    with_data = [table for table in tables if not table.partitioned]
+    return sorted(with_data, key=lambda table: pages.get(table.oid, 0), reverse=True)
+
+
+def _populated(connection: psycopg.Connection) -> dict[str, bool]:
+    rows = connection.execute(
+        """
+        SELECT c.oid::regclass::text, c.relispopulated FROM pg_class c
+        WHERE c.relkind = 'm' AND NOT EXISTS (SELECT FROM pg_depend d
+            WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+        """
+    )
+    return dict(rows.fetchall())
+
+
+def _one(connection: psycopg.Connection, query: str) -> Any:
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def _progress(done: int, total: int, detail: str) -> Progress:
+    return Progress(step="evidence", done=done, total=total, unit="tables", detail=detail)

@@ -1,0 +1,297 @@
+"""A full backup: one database, dumped in one pass, with the evidence of what it held.
+
+Plain format: pg_dump → pipe → compression → SHA-256 → file, in bounded memory. Directory format:
+pg_dump writes its own compressed files in parallel, which are hashed after it. Beside the dump:
+``globals.sql`` (roles and tablespaces), ``database_settings.sql`` (settings and grants of the database
+itself, which no dump of it carries), ``evidence.json``.
+
+What can go wrong, and what then: any failure leaves nothing but an error (``store``); a lock that is
+not granted because a ``TRUNCATE`` queues between our locks and pg_dump's is given up and tried again;
+a server that goes silent is noticed after ``backup.stall_timeout``.
+Where to look next: ``snapshot`` and ``evidence`` for the proof, ``dump`` for the pass itself.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+
+from kyb_backup_pipeline import __version__
+from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.database import Database, read_database, settings_sql
+from kyb_backup_pipeline.engine.dump import (
+    DIRECTORY,
+    GLOBALS_FILE,
+    Dumped,
+    dump,
+    dumping_globals,
+    hash_files,
+)
+from kyb_backup_pipeline.engine.errors import BackupFailed, DatabaseUnreachable, NotEnoughSpace
+from kyb_backup_pipeline.engine.evidence import (
+    EVIDENCE_FILE,
+    Evidence,
+    read_roles,
+    read_sequences,
+    take_evidence,
+    with_sequences_after,
+)
+from kyb_backup_pipeline.engine.manifest import (
+    FORMAT_VERSION,
+    EvidenceSummary,
+    Manifest,
+    SourceDatabase,
+    utc_now,
+    write_json,
+)
+from kyb_backup_pipeline.engine.postgres import (
+    FIXED_SETTINGS,
+    Programs,
+    Target,
+    client_programs,
+    connect,
+)
+from kyb_backup_pipeline.engine.progress import Reporter, silent
+from kyb_backup_pipeline.engine.snapshot import (
+    LockNotGranted,
+    Snapshot,
+    blocking_sessions,
+    held_snapshot,
+)
+from kyb_backup_pipeline.engine.store import Backup, Repository, Staging, free_bytes, new_id
+
+_log = logging.getLogger(__name__)
+
+DATABASE_FILE = "database_settings.sql"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the caller asks for. ``run_id`` lets a retried run adopt what it completed before."""
+
+    backup_id: str | None = None
+    label: str | None = None
+    run_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    target: Target
+    programs: Programs
+    database: Database
+
+
+def take_full_backup(
+    settings: Settings, request: Request, *, now: datetime, report: Reporter = silent
+) -> Backup:
+    """Take a full backup and publish it. ``now`` names it when the request does not.
+
+    Raises BackupFailed, DatabaseUnreachable, NotEnoughSpace, Locked, InvalidRequest.
+    """
+    repository = Repository(settings.repository)
+    backup_id = request.backup_id or new_id("backup", now)
+    adopted = _already_complete(repository, backup_id, request)
+    if adopted is not None:
+        return adopted
+    with repository.writing("full", backup_id, now=now) as staging:
+        plan = _preflight(settings, repository)
+        _log.info("full backup %s of %s begins", backup_id, plan.target)
+        manifest = _write(settings, plan, request, staging, now, report)
+        staging.publish(manifest)
+    _log.info("full backup %s is complete: %d bytes", backup_id, manifest.total_size)
+    return repository.find(backup_id)
+
+
+def _already_complete(repository: Repository, backup_id: str, request: Request) -> Backup | None:
+    if request.run_id is None:
+        return None
+    for backup in repository.backups(("full",)):
+        manifest = backup.manifest
+        if manifest and backup.backup_id == backup_id and manifest.run_id == request.run_id:
+            _log.info("%s was completed by an earlier try of this run", backup_id)
+            return backup
+    return None
+
+
+def _preflight(settings: Settings, repository: Repository) -> _Plan:
+    """The checks of the procedures: connection, programs, room."""
+    target = Target.of(settings)
+    with connect(target, FIXED_SETTINGS) as connection:
+        database = read_database(connection)
+    programs = client_programs(settings.postgres, database.server_major)
+    if programs.major > database.server_major:
+        _log.warning(
+            "pg_dump %s is newer than the server (%s): restores need PostgreSQL %d",
+            programs.version, database.server_version, programs.major,
+        )  # fmt: skip
+    newest = next((b.manifest for b in repository.backups() if b.manifest), None)
+    needed = max(settings.backup.minimum_free, round(1.2 * newest.total_size) if newest else 0)
+    free = free_bytes(repository.root)
+    if free < needed:
+        raise NotEnoughSpace(
+            f"{free / 2**30:.2f} GiB free in {repository.root}, {needed / 2**30:.2f} GiB needed",
+            hint="free space there, set BACKUP_DIR elsewhere, or lower backup.minimum_free",
+        )
+    return _Plan(target=target, programs=programs, database=database)
+
+
+def _write(
+    settings: Settings,
+    plan: _Plan,
+    request: Request,
+    staging: Staging,
+    now: datetime,
+    report: Reporter,
+) -> Manifest:
+    dumped, evidence = _dump_with_patience(settings, plan, staging, report)
+    files = [
+        *dumped.files,
+        *hash_files(staging.folder, [staging.folder / GLOBALS_FILE], 1),
+        staging.write(DATABASE_FILE, settings_sql(plan.database).encode()),
+    ]
+    if evidence is not None:
+        files.append(staging.write(EVIDENCE_FILE, write_json(evidence)))
+    database = settings.database
+    return Manifest(
+        backup_id=staging.backup_id,
+        timestamp=now.replace(microsecond=0),
+        type="full",
+        database=SourceDatabase(
+            host=database.host, port=database.port, name=database.name, user=database.user
+        ),
+        backup_file=str(staging.final.absolute() / dumped.name),
+        file_size=dumped.size,
+        checksum=dumped.checksum,
+        format_version=FORMAT_VERSION,
+        started_at=now,
+        finished_at=utc_now(),
+        server_version=plan.database.server_version,
+        tool_versions={"pg_dump": plan.programs.version, "kyb_backup_pipeline": __version__},
+        dump_format=settings.backup.format,
+        compression=dumped.compression,
+        uncompressed_size=dumped.uncompressed_size,
+        files=tuple(files),
+        requirements=plan.database.requirements,
+        evidence=_summary(evidence),
+        label=request.label,
+        run_id=request.run_id,
+    )
+
+
+def _summary(evidence: Evidence | None) -> EvidenceSummary:
+    if evidence is None:
+        return EvidenceSummary(mode="none")
+    return EvidenceSummary(
+        mode="content",
+        tables=len(evidence.tables),
+        rows=evidence.rows,
+        objects=evidence.object_count,
+        seconds=evidence.seconds,
+    )
+
+
+def _dump_with_patience(
+    settings: Settings, plan: _Plan, staging: Staging, report: Reporter
+) -> tuple[Dumped, Evidence | None]:
+    """Dump; give up locks that are not granted, and try again a few times."""
+    attempts = settings.backup.lock_attempts
+    waiting: list[str] = []
+    for attempt in range(1, attempts + 1):
+        try:
+            if settings.backup.evidence == "none":
+                return _dump(settings, plan, staging, None, report, watch=lambda: None), None
+            with held_snapshot(plan.target, lock_timeout=settings.backup.lock_timeout) as snapshot:
+                return _dump_with_evidence(settings, plan, staging, snapshot, report)
+        except LockNotGranted as error:
+            waiting = blocking_sessions(plan.target) or waiting
+            _log.warning("attempt %d of %d: %s; %s", attempt, attempts, error.message, waiting)
+            shutil.rmtree(staging.folder / DIRECTORY, ignore_errors=True)
+            if attempt < attempts:
+                time.sleep(min(2.0**attempt, 20) / 4)
+    raise BackupFailed(
+        f"the tables could not be locked in {attempts} attempts"
+        + (": " + "; ".join(waiting) if waiting else ""),
+        hint="end that session, or take the backup in a quieter moment",
+    )
+
+
+def _dump(
+    settings: Settings,
+    plan: _Plan,
+    staging: Staging,
+    snapshot: str | None,
+    report: Reporter,
+    watch: Callable[[], None],
+) -> Dumped:
+    options = ("--no-unlogged-table-data",) if plan.database.standby else ()
+    with dumping_globals(
+        staging.folder,
+        plan.programs,
+        plan.target,
+        passwords=plan.database.reads_passwords,
+        deadline=settings.backup.stall_timeout,
+    ):
+        return dump(
+            staging.folder,
+            plan.programs,
+            plan.target,
+            settings.backup,
+            snapshot=snapshot,
+            options=options,
+            watch=watch,
+            report=report,
+        )
+
+
+def _dump_with_evidence(
+    settings: Settings, plan: _Plan, staging: Staging, snapshot: Snapshot, report: Reporter
+) -> tuple[Dumped, Evidence]:
+    """Dump, and digest the tables beside it; whichever fails ends the other."""
+    before = read_sequences(snapshot.connection)
+    with ThreadPoolExecutor(1, thread_name_prefix="evidence") as pool:
+        pending = pool.submit(
+            take_evidence,
+            snapshot.connection,
+            snapshot.tables,
+            before,
+            standby=plan.database.standby,
+            report=report,
+        )
+
+        def watch() -> None:
+            if pending.done():
+                pending.result()
+
+        try:
+            dumped = _dump(settings, plan, staging, snapshot.name, report, watch)
+            evidence = _await(pending, plan.target, settings.backup.stall_timeout)
+        except psycopg.Error as error:
+            raise BackupFailed(
+                f"the evidence could not be taken: {str(error).strip()}",
+                hint='backup.evidence = "none" takes the backup without it',
+            ) from error
+        finally:
+            if not pending.done():
+                snapshot.abandon()
+    with connect(plan.target, FIXED_SETTINGS) as connection:
+        after = read_sequences(connection)
+        roles = set(read_roles(connection))  # one that was dropped meanwhile proves nothing
+    kept = tuple(role for role in evidence.roles if role in roles)
+    return dumped, with_sequences_after(evidence, after).model_copy(update={"roles": kept})
+
+
+def _await(pending: "Future[Evidence]", target: Target, patience: float) -> Evidence:
+    """Wait for the digests; every ``patience`` seconds ask whether the server still answers."""
+    while True:
+        wait([pending], timeout=patience)
+        if pending.done():
+            return pending.result()
+        try:
+            connect(target).close()
+        except DatabaseUnreachable as error:
+            raise BackupFailed(f"the server stopped answering: {error.message}") from error

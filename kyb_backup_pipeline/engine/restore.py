@@ -1,0 +1,322 @@
+"""Bringing a full backup back into a new database.
+
+Always with ``ON_ERROR_STOP``, always into a database that is created here from ``template0`` with the
+source's encoding and locale, never over one that has objects in it. Roles come first, then the dump,
+then the settings and grants of the database itself.
+
+What is missing on the target (an extension, a locale) is told apart from a bad backup: the first is
+``CouldNotVerify``, the second ``RestoreFailed``.
+"""
+
+import contextlib
+import hashlib
+import logging
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
+from kyb_backup_pipeline.engine.dump import DIRECTORY, GLOBALS_FILE
+from kyb_backup_pipeline.engine.errors import CouldNotVerify, RestoreFailed
+from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
+from kyb_backup_pipeline.engine.manifest import Manifest, Requirements
+from kyb_backup_pipeline.engine.postgres import Programs, Target, connect
+from kyb_backup_pipeline.engine.progress import Progress, Reporter
+from kyb_backup_pipeline.engine.sql_script import statements
+from kyb_backup_pipeline.engine.verify import dump_file, method_of
+
+_log = logging.getLogger(__name__)
+
+_MISSING_HERE = (
+    (r'extension "(?P<what>[^"]+)" is not available', "the extension {what} is not installed"),
+    (r"could not open extension control file .*/(?P<what>[^/]+)\.control",
+     "the extension {what} is not installed"),
+    (r'could not (?:access file|load library) "(?P<what>[^"]+)"', "the library {what} is missing"),
+    (r'collation "(?P<what>[^"]+)" for encoding "[^"]+" does not exist',
+     "the collation {what} is missing"),
+    (r"invalid (?:LC_COLLATE|LC_CTYPE|locale) (?:locale )?name:? \"(?P<what>[^\"]*)\"",
+     "the locale {what} is missing"),
+    (r"could not create locale \"(?P<what>[^\"]+)\"", "the locale {what} is missing"),
+    (r"(?P<what>ICU|compression method lz4|unsupported XML feature|libxml)",
+     "this build of PostgreSQL lacks {what}"),
+    (r"(?P<what>No space left on device)", "{what}"),
+)  # fmt: skip
+_INSTALL = "install the server packages of that major version with their contrib and locales"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A backup as a restore sees it: where it lies and what it says of itself."""
+
+    folder: Path
+    manifest: Manifest
+
+
+def missing_here(text: str) -> CouldNotVerify | None:
+    """The error for an environment that lacks something, if ``text`` (of PostgreSQL) says so."""
+    for pattern, message in _MISSING_HERE:
+        match = re.search(pattern, text)
+        if match:
+            what = message.format(what=match["what"])
+            return CouldNotVerify(f"the throwaway server cannot take this backup: {what}",
+                                  hint=_INSTALL)  # fmt: skip
+    return None
+
+
+def check_requirements(target: Target, requirements: Requirements) -> None:
+    """Raises CouldNotVerify, naming all extensions and collations the server cannot offer."""
+    with connect(target) as connection:
+        available = {
+            name for (name,) in connection.execute("SELECT name FROM pg_available_extensions")
+        }
+        collations = {name for (name,) in connection.execute("SELECT collname FROM pg_collation")}
+    missing = [f"extension {n}" for n in requirements.extensions if n not in available]
+    missing += [f"collation {n}" for n in requirements.collations if n not in collations]
+    if missing:
+        raise CouldNotVerify(
+            "the throwaway server cannot offer " + ", ".join(missing), hint=_INSTALL
+        )
+
+
+def load_globals(target: Target, script: str, *, throwaway: bool) -> list[str]:
+    """Create the roles and tablespaces of ``globals.sql``; return notes on what was left out.
+
+    Roles that exist are left as they are. On a throwaway server tablespaces are made inside its own
+    folder. Raises RestoreFailed.
+    """
+    notes = []
+    existing: set[str] = set()
+    with connect(target) as connection:
+        if not throwaway:
+            rows = connection.execute("SELECT quote_ident(rolname) FROM pg_roles").fetchall()
+            existing = {name for (name,) in rows}
+        for statement in statements(script):
+            role = re.match(r'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")+"|\w+)', statement)
+            if role and role.group(1) in existing:
+                continue
+            if throwaway and statement.startswith("CREATE TABLESPACE"):
+                statement = re.sub(r"LOCATION E?'.*'$", "LOCATION ''", statement, flags=re.DOTALL)
+            try:
+                connection.execute(statement)
+            except psycopg.errors.DuplicateObject:
+                continue
+            except psycopg.errors.UndefinedObject as error:
+                if not statement.startswith("ALTER ROLE") or " SET " not in statement:
+                    raise _globals_error(error) from error
+                notes.append(f"not taken over: {statement} ({_first_line(error)})")
+            except psycopg.Error as error:
+                raise _globals_error(error) from error
+    return notes
+
+
+def _globals_error(error: psycopg.Error) -> RestoreFailed:
+    return RestoreFailed(f"{GLOBALS_FILE} cannot be loaded: {_first_line(error)}")
+
+
+def _first_line(error: psycopg.Error) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def create_database(target: Target, name: str, requirements: Requirements) -> None:
+    """Create an empty database as the source's was. Raises CouldNotVerify, RestoreFailed."""
+    with connect(target) as connection:
+        try:
+            connection.execute(
+                _create_statement(name, requirements, connection.info.server_version)
+            )
+        except psycopg.errors.DuplicateDatabase as error:
+            raise RestoreFailed(f"a database {name!r} exists already") from error
+        except psycopg.Error as error:
+            raise missing_here(str(error)) or CouldNotVerify(
+                f"no database like the source's can be made here: {_first_line(error)}",
+                hint=_INSTALL,
+            ) from error
+
+
+def _create_statement(name: str, wanted: Requirements, server_version: int) -> sql.Composed:
+    parts = [
+        sql.SQL(
+            "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}"
+        ).format(sql.Identifier(name), wanted.encoding, wanted.collate, wanted.ctype)
+    ]
+    if server_version >= 150000:
+        parts.append(sql.SQL("LOCALE_PROVIDER {}").format(sql.SQL(wanted.locale_provider)))
+        if wanted.locale_provider == "icu" and wanted.locale:
+            parts.append(sql.SQL("ICU_LOCALE {}").format(wanted.locale))
+        if wanted.locale_provider == "icu" and wanted.icu_rules and server_version >= 160000:
+            parts.append(sql.SQL("ICU_RULES {}").format(wanted.icu_rules))
+        if wanted.locale_provider == "builtin" and wanted.locale:
+            parts.append(sql.SQL("BUILTIN_LOCALE {}").format(wanted.locale))
+    return sql.SQL(" ").join(parts)
+
+
+def load_dump(
+    source: Source,
+    programs: Programs,
+    target: Target,
+    *,
+    jobs: int,
+    stall_timeout: float,
+    single_transaction: bool,
+    report: Reporter,
+) -> None:
+    """Load the dump into the (new, empty) database that ``target`` names.
+
+    In plain format the checksum is checked on the way. Raises RestoreFailed, CouldNotVerify.
+    """
+    requirements = source.manifest.requirements
+    options = dict(target.options)
+    if requirements is not None:
+        options["lc_monetary"] = requirements.lc_monetary  # money is dumped as the source prints it
+    session = replace(target, options=options)
+    try:
+        if source.manifest.dump_format == "directory":
+            _pg_restore(source, programs, session, jobs, stall_timeout, report)
+        else:
+            _psql(source, programs, session, stall_timeout, single_transaction, report)
+    except process.ProcessFailed as error:
+        raise missing_here(error.stderr) or RestoreFailed(
+            f"the dump does not load: {_error_line(error)}"
+        ) from error
+
+
+def _error_line(error: process.ProcessFailed) -> str:
+    lines = error.stderr.splitlines()
+    return next((line for line in lines if re.search("ERROR|FATAL|error:", line)), error.message)
+
+
+def _psql(
+    source: Source,
+    programs: Programs,
+    target: Target,
+    stall_timeout: float,
+    single_transaction: bool,
+    report: Reporter,
+) -> None:
+    file = dump_file(source.manifest)
+    digest = hashlib.sha256()
+    with (
+        open(source.folder / file.path, "rb", buffering=0) as compressed,
+        process.start(
+            _psql_argv(programs, ["--single-transaction"] if single_transaction else []),
+            env=target.environment(),
+            stdin=subprocess.PIPE,
+        ) as child,
+    ):
+        process.widen_pipe(child.stdin)
+        stream = Decompressor(method_of(file))
+        done = 0
+        try:
+            while block := compressed.read(BLOCK):
+                digest.update(block)
+                for piece in stream.feed(block):
+                    process.feed(child, piece, stall_timeout)
+                done += len(block)
+                report(Progress(step="restore", done=done, total=file.size, detail=file.path))
+            child.stdin.close()
+        except BrokenPipeError:
+            pass  # psql stopped at an error: finish() tells it
+        except CorruptStream as error:
+            raise RestoreFailed(f"{file.path} {error.message}") from error
+        child.finish(stall_timeout)
+    if not stream.complete or digest.hexdigest() != file.sha256:
+        raise RestoreFailed(f"{file.path} has another SHA-256 than the manifest says")
+
+
+def _psql_argv(programs: Programs, options: list[str]) -> list[str | Path]:
+    return [
+        programs.path("psql"),
+        "--no-psqlrc",
+        "--quiet",
+        "--no-password",
+        "--set=ON_ERROR_STOP=1",
+        "--output=/dev/null",
+        *options,
+        "--file=-",
+    ]
+
+
+def _pg_restore(
+    source: Source,
+    programs: Programs,
+    target: Target,
+    jobs: int,
+    stall_timeout: float,
+    report: Reporter,
+) -> None:
+    with process.start(
+        [
+            programs.path("pg_restore"),
+            "--no-password",
+            "--exit-on-error",
+            f"--jobs={jobs}",
+            f"--dbname={target.dbname}",
+            source.folder / DIRECTORY,
+        ],
+        env=target.environment(),
+    ) as child:
+        with connect(target) as connection, contextlib.suppress(psycopg.Error):
+            while not child.ended_within(0.5):
+                (size,) = connection.execute(
+                    "SELECT pg_database_size(current_database())"
+                ).fetchone() or (0,)
+                report(Progress(step="restore", done=size, detail=DIRECTORY))
+        child.finish(None)
+
+
+def apply_database_settings(source: Source, programs: Programs, target: Target) -> list[str]:
+    """Apply ``database_settings.sql``; return notes on settings this server does not know."""
+    path = source.folder / DATABASE_FILE
+    if not path.exists():
+        return ["no settings and grants of the database itself were recorded"]
+    argv = _psql_argv(programs, [])
+    argv[-1] = f"--file={path}"
+    try:
+        process.run(argv, deadline=60, env=target.environment())
+    except process.ProcessFailed as error:
+        if "unrecognized configuration parameter" in error.stderr:
+            return [f"not all settings of the database were taken over: {_error_line(error)}"]
+        raise RestoreFailed(f"{DATABASE_FILE} cannot be applied: {_error_line(error)}") from error
+    return []
+
+
+_MENTIONED_ROLES = re.compile(
+    rb"^(?:ALTER .* OWNER TO|GRANT .* TO|REVOKE .* FROM|ALTER DEFAULT PRIVILEGES FOR ROLE) "
+    rb'("(?:[^"]|"")+"|\w+)',
+    re.MULTILINE,
+)
+_MENTIONED_TABLESPACES = re.compile(rb"^SET default_tablespace = (\"(?:[^\"]|\"\")+\"|\w+);",
+                                    re.MULTILINE)  # fmt: skip
+
+
+def mentioned_globals(path: Path) -> str:
+    """The roles and tablespaces that a dump without ``globals.sql`` needs, as a script.
+
+    The old scripts kept none. A match inside the rows of a table costs no more than an unused role.
+    """
+    roles: set[bytes] = set()
+    tablespaces: set[bytes] = set()
+    for piece in _pieces(path):
+        roles.update(_MENTIONED_ROLES.findall(piece))
+        tablespaces.update(_MENTIONED_TABLESPACES.findall(piece))
+    lines = [f"CREATE ROLE {name.decode()};" for name in sorted(roles - {b"PUBLIC"})]
+    lines += [f"CREATE TABLESPACE {name.decode()} LOCATION '';" for name in sorted(tablespaces)]
+    return "\n".join(lines)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The decompressed text of a dump in pieces that end with whole lines."""
+    stream = Decompressor(method_of(path))
+    rest = b""
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            for piece in stream.feed(block):
+                whole, newline, rest_of = (rest + piece).rpartition(b"\n")
+                rest = rest_of[-BLOCK:]
+                yield whole + newline

@@ -1,0 +1,406 @@
+"""The repository on disk: what is a backup, how one comes to be, who may touch it meanwhile.
+
+Promises: a folder without a complete manifest is never listed; after kill -9 or a full disk at any
+point there is either the whole backup or a ``.<id>.partial`` folder. Everything is written into that
+folder and flushed, the manifest last, then the folder is renamed and its parent flushed.
+
+Locks are ``flock``: they vanish with their process. One writer a kind at a time; readers hold a
+shared lock on the backup's own folder, which a deletion needs exclusively. A read-only repository
+is read without writing anything. Newest means by the manifest's time, never by mtime or name.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from kyb_backup_pipeline.engine.errors import (
+    InvalidRequest,
+    KybError,
+    Locked,
+    NotEnoughSpace,
+    NotFound,
+    SettingsInvalid,
+)
+from kyb_backup_pipeline.engine.manifest import (
+    MANIFEST,
+    MANIFEST_CHECKSUM,
+    BackupFile,
+    Kind,
+    Manifest,
+    Proof,
+    UnreadableManifest,
+    parse_manifest,
+    write_json,
+)
+
+_log = logging.getLogger(__name__)
+
+FOLDERS: Mapping[Kind, str] = {
+    "full": "database/full",
+    "base": "database/incremental",
+    "incremental": "database/incremental",
+    "application_state": "application/state",
+    "configuration": "application/config",
+}
+_PROOFS = "database/verification"
+_LOCKS = ".locks"
+_LAYOUT = (*dict.fromkeys(FOLDERS.values()), _PROOFS, "application/logs", "monitoring/metrics",
+           "monitoring/alerts", _LOCKS)  # fmt: skip
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_PARTIAL = ".partial"
+LEFTOVER_AGE = timedelta(hours=24)
+
+
+def valid_id(backup_id: str) -> str:
+    """Return ``backup_id`` if it may name a folder. Raises InvalidRequest before any path is built."""
+    if not _ID.fullmatch(backup_id) or backup_id.endswith(_PARTIAL):
+        raise InvalidRequest(
+            f"{backup_id!r} is not a valid backup id",
+            hint="letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit",
+        )
+    return backup_id
+
+
+def new_id(prefix: str, now: datetime) -> str:
+    """The id of a backup taken at ``now`` (aware, UTC), such as ``backup_20260131_020000``."""
+    return f"{prefix}_{now:%Y%m%d_%H%M%S}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup:
+    """One listed folder. ``manifest`` is None where it is damaged; ``problem`` then says how."""
+
+    backup_id: str
+    kind: Kind
+    folder: Path
+    manifest: Manifest | None
+    problem: str | None = None
+
+    def require_manifest(self) -> Manifest:
+        """The manifest. Raises UnreadableManifest if it is damaged."""
+        if self.manifest is None:
+            raise UnreadableManifest(self.problem or f"{self.folder / MANIFEST} cannot be read")
+        return self.manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leftover:
+    """A folder that is not a backup: what a killed run left, or one that lost its manifest."""
+
+    folder: Path
+    partial: bool
+    modified: datetime
+
+
+class Staging:
+    """The folder that a backup is written into before it is published."""
+
+    def __init__(self, backup_id: str, folder: Path, final: Path) -> None:
+        self.backup_id = backup_id
+        self.folder = folder
+        self.final = final
+        self.published = False
+
+    def write(self, name: str, content: bytes) -> BackupFile:
+        """Write one small file, durably, and describe it."""
+        write_durably(self.folder / name, content)
+        digest = hashlib.sha256(content).hexdigest()
+        return BackupFile(path=name, size=len(content), sha256=digest)
+
+    def publish(self, manifest: Manifest) -> None:
+        """Make the folder a backup: checksum, manifest, rename, each flushed before the next."""
+        content = write_json(manifest)
+        write_durably(self.folder / MANIFEST_CHECKSUM, checksum_line(content))
+        write_durably(self.folder / MANIFEST, content)
+        flush_folder(self.folder)
+        os.rename(self.folder, self.final)
+        self.published = True
+        flush_folder(self.final.parent)
+
+
+class Repository:
+    """The tree under ``BACKUP_DIR``; see design §3 for its shape."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def create(self) -> None:
+        """Make the folders that are missing, mode 0700. Raises SettingsInvalid if that fails."""
+        try:
+            for folder in ("", *_LAYOUT):
+                path = self.root / folder
+                if not path.is_dir():
+                    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise no_space(self.root, error) from error
+            raise SettingsInvalid(
+                f"the repository {self.root} cannot be made: {error.strerror}",
+                hint="set BACKUP_DIR (or repository) to a folder this user may write",
+            ) from error
+
+    def folder(self, kind: Kind) -> Path:
+        return self.root / FOLDERS[kind]
+
+    def backups(self, kinds: Iterable[Kind] = ("full",)) -> list[Backup]:
+        """All backups, the newest first; those with a damaged manifest come last."""
+        found = [
+            backup
+            for kind in kinds
+            for folder in self._entries(kind)
+            if (backup := self._read(kind, folder)) is not None
+        ]
+        return sorted(
+            found,
+            key=lambda b: b.manifest.completed_at.timestamp() if b.manifest else 0,
+            reverse=True,
+        )
+
+    def find(self, backup_id: str) -> Backup:
+        """The backup with this id, of whatever kind. Raises NotFound and InvalidRequest."""
+        valid_id(backup_id)
+        for kind, place in FOLDERS.items():
+            folder = self.root / place / backup_id
+            if folder.is_dir():
+                backup = self._read(kind, folder)
+                return backup or Backup(
+                    backup_id=backup_id,
+                    kind=kind,
+                    folder=folder,
+                    manifest=None,
+                    problem=f"{folder / MANIFEST} is missing: this is not a complete backup",
+                )
+        raise NotFound(
+            f"no backup {backup_id!r} in {self.root}", hint="kyb-backup list shows what there is"
+        )
+
+    def newest(self, kind: Kind = "full") -> Backup:
+        """The newest complete backup of a kind. Raises NotFound if there is none."""
+        for backup in self.backups((kind,)):
+            if backup.manifest is not None:
+                return backup
+        raise NotFound(f"no {kind} backup in {self.root}", hint=f"kyb-backup backup {kind}")
+
+    def leftovers(self) -> list[Leftover]:
+        """Folders that are no backups: partial ones, and those without a manifest."""
+        found = []
+        for place in dict.fromkeys(FOLDERS.values()):
+            for folder in _folders(self.root / place):
+                partial = folder.name.startswith(".") and folder.name.endswith(_PARTIAL)
+                if partial or not (folder.name.startswith(".") or (folder / MANIFEST).exists()):
+                    modified = datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
+                    found.append(Leftover(folder=folder, partial=partial, modified=modified))
+        return found
+
+    @contextlib.contextmanager
+    def writing(self, kind: Kind, backup_id: str, *, now: datetime) -> Iterator[Staging]:
+        """Hold the writer's lock of a kind and hand out a fresh folder for ``backup_id``.
+
+        On leaving without ``publish`` the folder is removed. What killed runs left is swept when it
+        is older than 24 h. Raises InvalidRequest for a bad id or one in use, Locked.
+        """
+        valid_id(backup_id)
+        self.create()
+        with self._writer_lock(kind, backup_id, now):
+            self._sweep(kind, now)
+            if place := self._used(backup_id):
+                raise InvalidRequest(
+                    f"the id {backup_id!r} is in use ({place})", hint="ids are never reused"
+                )
+            folder = self.folder(kind) / f".{backup_id}{_PARTIAL}"
+            if folder.exists():  # of a killed run: we hold the lock, so nobody writes there
+                shutil.rmtree(folder)
+            folder.mkdir(mode=0o700)
+            staging = Staging(backup_id, folder, self.folder(kind) / backup_id)
+            try:
+                yield staging
+            except OSError as error:
+                if error.errno in NO_SPACE:
+                    raise no_space(folder, error) from error
+                raise
+            finally:
+                if not staging.published:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def reading(self, backup: Backup) -> Iterator[None]:
+        """Hold a shared lock on a backup, so that nothing deletes it meanwhile."""
+        descriptor = os.open(backup.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Locked(f"backup {backup.backup_id!r} is being deleted") from None
+            except OSError as error:
+                _log.warning("no lock on %s (%s): reading without", backup.folder, error.strerror)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def record(self, proof: Proof) -> Path | None:
+        """Keep the record of a proof; None (and a warning) where the repository is read-only."""
+        folder = self.root / _PROOFS / valid_id(proof.backup_id)
+        path = folder / f"{proof.proof}_{proof.finished_at:%Y%m%dT%H%M%S_%fZ}.json"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary = folder / f".{path.name}.tmp"
+            write_durably(temporary, write_json(proof))
+            os.rename(temporary, path)
+            flush_folder(folder)
+        except OSError as error:
+            _log.warning("the record of this proof was not kept in %s: %s", folder, error.strerror)
+            return None
+        return path
+
+    def proofs(self, backup_id: str) -> list[Proof]:
+        """All records of a backup, the oldest first."""
+        return [self._proof(path) for path in self._proof_files(backup_id)]
+
+    def latest_proofs(self, backup_id: str) -> dict[str, Proof]:
+        """The newest record of each proof, by name (``verification``, ``restore_test``)."""
+        newest = {path.name.rpartition("_2")[0]: path for path in self._proof_files(backup_id)}
+        return {name: self._proof(path) for name, path in newest.items()}
+
+    def proof_files(self) -> list[Path]:
+        """The files of all records, in the order of their time."""
+        found = (self.root / _PROOFS).glob("*/[!.]*.json")
+        return sorted(found, key=lambda path: path.name.partition("_2")[2])
+
+    def read_proof(self, path: Path) -> Proof:
+        """Read one record."""
+        return self._proof(path)
+
+    def _proof_files(self, backup_id: str) -> list[Path]:
+        try:
+            names = os.listdir(self.root / _PROOFS / backup_id)
+        except OSError:
+            return []
+        return [
+            self.root / _PROOFS / backup_id / name
+            for name in sorted(names, key=lambda name: name.rpartition("_2")[2])
+            if name.endswith(".json") and not name.startswith(".")
+        ]
+
+    def _proof(self, path: Path) -> Proof:
+        return Proof.model_validate_json(path.read_bytes())
+
+    def _entries(self, kind: Kind) -> list[Path]:
+        return [folder for folder in _folders(self.folder(kind)) if _ID.fullmatch(folder.name)]
+
+    def _read(self, kind: Kind, folder: Path) -> Backup | None:
+        path = folder / MANIFEST
+        try:
+            manifest = parse_manifest(path.read_bytes(), where=str(path))
+        except FileNotFoundError:
+            return None
+        except (UnreadableManifest, OSError) as error:
+            problem = error.message if isinstance(error, KybError) else f"{path}: {error.strerror}"
+            return Backup(
+                backup_id=folder.name, kind=kind, folder=folder, manifest=None, problem=problem
+            )
+        return Backup(backup_id=folder.name, kind=manifest.type, folder=folder, manifest=manifest)
+
+    def _used(self, backup_id: str) -> Path | None:
+        places = [self.root / place / backup_id for place in (*FOLDERS.values(), _PROOFS)]
+        return next((place for place in places if place.exists()), None)
+
+    def _sweep(self, kind: Kind, now: datetime) -> None:
+        for leftover in self.leftovers():
+            if not leftover.partial or leftover.folder.parent != self.folder(kind):
+                continue
+            if now - leftover.modified > LEFTOVER_AGE:
+                _log.warning("removing %s, left by a killed run", leftover.folder)
+                shutil.rmtree(leftover.folder, ignore_errors=True)
+            else:
+                _log.warning("%s was left by a killed run; it is removed after 24 h",
+                             leftover.folder)  # fmt: skip
+
+    @contextlib.contextmanager
+    def _writer_lock(self, kind: Kind, backup_id: str, now: datetime) -> Iterator[None]:
+        path = self.root / _LOCKS / f"{kind}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Locked(
+                    f"another {kind} backup is being written: {_holder(descriptor)}",
+                    hint="wait for it, or look why it hangs",
+                ) from None
+            holder = {"backup": backup_id, "process": os.getpid(), "host": socket.gethostname(),
+                      "since": now.isoformat(timespec="seconds")}  # fmt: skip
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+            yield
+            os.ftruncate(descriptor, 0)
+        finally:
+            os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return ", ".join(f"{key} {value}" for key, value in holder.items())
+    except (ValueError, OSError, AttributeError):
+        return "by a process that has not said who it is yet"
+
+
+def _folders(place: Path) -> list[Path]:
+    try:
+        with os.scandir(place) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    except FileNotFoundError:
+        return []
+
+
+def checksum_line(content: bytes) -> bytes:
+    """The line that ``sha256sum -c`` reads, for the manifest."""
+    return f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file of mode 0600 and flush it to the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def no_space(place: Path, error: OSError) -> NotEnoughSpace:
+    """The error for a file system that filled up (or a quota, or a file-size limit)."""
+    return NotEnoughSpace(
+        f"no room left while writing {place}: {error.strerror}",
+        hint="free space there, or set BACKUP_DIR to a larger file system",
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user can still write in ``folder`` or its nearest existing parent."""
+    while not folder.exists():
+        folder = folder.parent
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize

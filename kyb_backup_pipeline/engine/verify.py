@@ -1,0 +1,289 @@
+"""Verification: are the files of a backup what was written, whole, and complete?
+
+One pass over each file: SHA-256 beside decompression, nothing kept. Beyond the checksums the dump
+itself must have come to its end, so that an unfinished one whose checksum fits does not pass. Every
+byte is covered: the files by the manifest, the manifest by its own checksum file, that one by being
+compared to the letter.
+
+The verdict is about the files. Whether they *restore* is asked by ``restore_drill``.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+
+from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor, Method
+from kyb_backup_pipeline.engine.config import PostgresSettings
+from kyb_backup_pipeline.engine.dump import DIRECTORY, PLAIN_FILE, checksum_of_files, is_complete
+from kyb_backup_pipeline.engine.errors import BackupFailed, CouldNotVerify, KybError
+from kyb_backup_pipeline.engine.manifest import (
+    MANIFEST,
+    MANIFEST_CHECKSUM,
+    BackupFile,
+    Finding,
+    Manifest,
+    Proof,
+    Verdict,
+    parse_manifest,
+    utc_now,
+)
+from kyb_backup_pipeline.engine.postgres import client_programs
+from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
+from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
+
+LEGACY_FILE = "database.sql.gz"
+_EDGE = 4096
+_TABLE_DATA = re.compile(r"/\d+\.dat\.(gz|zst)$")
+"""Data of one table in directory format; pg_dump ends them with a line of their own."""
+
+
+@dataclass
+class Examination:
+    """What is found while a backup is looked at."""
+
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unverifiable: CouldNotVerify | None = None
+    read: int = 0
+
+    def found(self, what: str, message: str) -> None:
+        self.findings.append(Finding(object=what, message=message))
+
+
+def verify_backup(
+    repository: Repository,
+    backup: Backup,
+    *,
+    programs: PostgresSettings,
+    now: datetime,
+    report: Reporter = silent,
+    run_id: str | None = None,
+) -> Proof:
+    """Verify one backup and keep the record. A bad backup is a verdict, not an exception."""
+    with repository.reading(backup):
+        seen = Examination()
+        manifest = examine_manifest(backup, seen)
+        if manifest is not None:
+            _examine_files(backup, manifest, programs, seen, report)
+    proof = _judge(backup, manifest, seen, now, run_id)
+    repository.record(proof)
+    return proof
+
+
+def _judge(
+    backup: Backup,
+    manifest: Manifest | None,
+    seen: Examination,
+    now: datetime,
+    run_id: str | None,
+) -> Proof:
+    verdict: Verdict = "passed"
+    hint = None
+    files = len(manifest.files) or 1 if manifest else 0
+    summary = f"{files} files, {seen.read} bytes read, all as written"
+    if seen.findings:
+        verdict = "failed"
+        first = seen.findings[0]
+        summary = f"{first.object} {first.message}"
+        hint = "take a new backup now; keep this one until another has passed"
+    elif seen.unverifiable is not None:
+        verdict, summary, hint = (
+            "could_not_verify", seen.unverifiable.message, seen.unverifiable.hint,
+        )  # fmt: skip
+    finished = utc_now()
+    seconds = (finished - now).total_seconds()
+    return Proof(
+        backup_id=backup.backup_id,
+        proof="verification",
+        verdict=verdict,
+        summary=summary,
+        hint=hint,
+        started_at=now,
+        finished_at=finished,
+        findings=tuple(seen.findings),
+        notes=tuple(seen.notes),
+        figures={"files": files, "bytes": seen.read, "seconds": round(seconds, 3)},
+        run_id=run_id,
+    )
+
+
+def examine_manifest(backup: Backup, seen: Examination) -> Manifest | None:
+    """Check the manifest against its checksum, its folder and the rest of itself."""
+    path = backup.folder / MANIFEST
+    try:
+        content = path.read_bytes()
+        manifest = parse_manifest(content, where=MANIFEST)
+    except OSError as error:
+        seen.found(MANIFEST, f"cannot be read: {error.strerror}")
+        return None
+    except KybError as error:
+        seen.found(MANIFEST, error.message.removeprefix(f"{MANIFEST} "))
+        return None
+    seen.read += len(content)
+    try:
+        checksum = (backup.folder / MANIFEST_CHECKSUM).read_bytes()
+        if checksum != checksum_line(content):
+            seen.found(MANIFEST, f"does not fit {MANIFEST_CHECKSUM}: one of the two was altered")
+    except FileNotFoundError:
+        if not manifest.legacy:
+            seen.found(MANIFEST_CHECKSUM, "is missing")
+        else:
+            seen.notes.append("made by the old scripts: the manifest itself has no checksum")
+    except OSError as error:
+        seen.found(MANIFEST_CHECKSUM, f"cannot be read: {error.strerror}")
+    if manifest.backup_id != backup.folder.name:
+        seen.found(MANIFEST, f"belongs to another backup, {manifest.backup_id!r}")
+    if manifest.dump_format == "directory":
+        dump_files = tuple(f for f in manifest.files if f.path.startswith(f"{DIRECTORY}/"))
+        if checksum_of_files(dump_files) != manifest.checksum:
+            seen.found(MANIFEST, "its checksum does not fit its list of files")
+    return manifest
+
+
+def files_of(manifest: Manifest) -> tuple[BackupFile, ...]:
+    """The files of a backup; for one of the old scripts the only one it has."""
+    if manifest.files:
+        return manifest.files
+    return (BackupFile(path=LEGACY_FILE, size=manifest.file_size, sha256=manifest.checksum),)
+
+
+def examine_file(folder: Path, file: BackupFile, seen: Examination) -> None:
+    """Check one small file against the manifest, without looking inside."""
+    for _ in _read_checked(folder, file, seen):
+        pass
+
+
+def dump_file(manifest: Manifest) -> BackupFile:
+    """The compressed dump of a backup in plain format."""
+    return next(file for file in files_of(manifest) if file.path.startswith(PLAIN_FILE))
+
+
+def method_of(file: BackupFile | Path) -> Method:
+    """How a file is compressed, by its name."""
+    name = file.path if isinstance(file, BackupFile) else file.name
+    return "zstd" if name.endswith(".zst") else "gzip"
+
+
+def _examine_files(
+    backup: Backup,
+    manifest: Manifest,
+    programs: PostgresSettings,
+    seen: Examination,
+    report: Reporter,
+) -> None:
+    files = files_of(manifest)
+    total = sum(file.size for file in files)
+    for file in files:
+        report(Progress(step="verify", done=seen.read, total=total, detail=file.path))
+        if not _safe(file.path):
+            seen.found(MANIFEST, f"names a file outside its folder: {file.path!r}")
+        elif file.path.endswith((".zst", ".gz")):
+            _examine_compressed(backup.folder, file, seen, total, report)
+        else:
+            examine_file(backup.folder, file, seen)
+    report(Progress(step="verify", done=total, total=total))
+    known = {file.path for file in files} | {MANIFEST, MANIFEST_CHECKSUM}
+    present = {
+        path.relative_to(backup.folder).as_posix()
+        for path in backup.folder.rglob("*")
+        if not path.is_dir()
+    }
+    seen.notes += [f"{name} is not part of this backup" for name in sorted(present - known)]
+    if not manifest.legacy and not any(f.path.startswith(PLAIN_FILE) for f in files):
+        _examine_directory(backup.folder / DIRECTORY, manifest, programs, seen)
+
+
+def _safe(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    return bool(parts) and ".." not in parts and not path.startswith("/")
+
+
+def _read_checked(folder: Path, file: BackupFile, seen: Examination) -> Iterator[bytes]:
+    """The blocks of a file; at its end size and checksum are judged, hashing goes on beside."""
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with (
+            open(folder / file.path, "rb", buffering=0) as source,
+            ThreadPoolExecutor(1) if file.size > BLOCK else nullcontext() as pool,
+        ):
+            while block := source.read(BLOCK):
+                size += len(block)
+                if pool is None:
+                    digest.update(block)
+                    yield block
+                else:
+                    hashing = pool.submit(digest.update, block)
+                    yield block
+                    hashing.result()
+    except FileNotFoundError:
+        seen.found(file.path, "is missing")
+        return
+    except OSError as error:
+        seen.found(file.path, f"cannot be read: {error.strerror}")
+        return
+    seen.read += size
+    if size != file.size:
+        seen.found(file.path, f"has {size} bytes, the manifest says {file.size}")
+    elif digest.hexdigest() != file.sha256:
+        seen.found(file.path, "has another SHA-256 than the manifest says")
+
+
+def _examine_compressed(
+    folder: Path, file: BackupFile, seen: Examination, total: int, report: Reporter
+) -> None:
+    """Checksum and decompression in one pass; the dump must begin and end as one."""
+    stream: Decompressor | None = Decompressor(method_of(file))
+    head = tail = b""
+    before = len(seen.findings)
+    done = seen.read
+    damage = None
+    for block in _read_checked(folder, file, seen):
+        done += len(block)
+        try:
+            for piece in stream.feed(block) if stream else ():
+                head = head or piece[:_EDGE]
+                tail = (tail + piece[-_EDGE:])[-_EDGE:]
+        except CorruptStream as error:
+            damage, stream = error.message, None
+        report(Progress(step="verify", done=min(done, total - 1), total=total, detail=file.path))
+    if len(seen.findings) > before:
+        return
+    if damage is not None:
+        seen.found(file.path, damage)
+    elif stream is not None and not stream.complete:
+        seen.found(file.path, "ends before its compressed data do")
+    elif file.path.startswith(PLAIN_FILE) and not is_complete(tail, head):
+        seen.found(file.path, "holds an unfinished dump: pg_dump's last line is missing")
+    elif _TABLE_DATA.search(file.path) and not tail.rstrip(b"\n").endswith(b"\n\\."):
+        seen.found(file.path, "holds unfinished table data: the end mark is missing")
+
+
+def _examine_directory(
+    place: Path, manifest: Manifest, programs: PostgresSettings, seen: Examination
+) -> None:
+    """Does the table of contents read, and is there data for each table it names?"""
+    if seen.findings:
+        return
+    version = manifest.tool_versions.get("pg_dump", manifest.server_version or "0")
+    try:
+        pg_restore = client_programs(programs, int(version.split(".")[0])).path("pg_restore")
+        listing = process.run([pg_restore, "--list", place], deadline=600).stdout
+    except BackupFailed as error:
+        seen.unverifiable = CouldNotVerify(f"no pg_restore fits: {error.message}", hint=error.hint)
+        return
+    except process.ProcessFailed as error:
+        seen.found(f"{DIRECTORY}/toc.dat", f"cannot be read by pg_restore: {error.stderr}")
+        return
+    entries = [line.split(";", 1) for line in listing.splitlines() if not line.startswith(";")]
+    present = {name.split(".")[0] for name in os.listdir(place)}
+    for number, rest in entries:
+        if " TABLE DATA " in rest and number.strip() not in present:
+            seen.found(f"{DIRECTORY}/{number.strip()}.dat", f"is missing, the data of {rest[:80]}")
