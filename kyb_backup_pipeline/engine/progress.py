@@ -34,15 +34,20 @@ def silent(progress: Progress) -> None:
 class Throttle:
     """Passes on at most one report each ``interval`` seconds and step, and always the last one."""
 
-    def __init__(self, reporter: Reporter, interval: float) -> None:
+    def __init__(self, reporter: Reporter, interval: float, *, from_start: bool = False) -> None:
+        """With ``from_start`` the first report comes only after ``interval``, so that short work
+        says nothing.
+        """
         self._reporter = reporter
         self._interval = interval
+        self._from_start = from_start
         self._last: dict[str, float] = {}
 
     def __call__(self, progress: Progress) -> None:
         """Pass ``progress`` on if it is time, or if its step is complete."""
         now = time.monotonic()
+        last = self._last.setdefault(progress.step, now if self._from_start else 0.0)
         complete = progress.total is not None and progress.done >= progress.total
-        if complete or now - self._last.get(progress.step, 0.0) >= self._interval:
+        if (complete and not self._from_start) or now - last >= self._interval:
             self._last[progress.step] = now
             self._reporter(progress)

@@ -92,7 +92,7 @@ class Cluster:
                 connect(self.target("template1")).close()
                 return
             except DatabaseUnreachable as error:
-                if time.monotonic() > give_up or self.pid() is None and _ended(log):
+                if time.monotonic() > give_up or (self.pid() is None and _ended(log)):
                     tail = log.read_text(errors="replace")[-1000:]
                     raise KybError(f"{self.folder} did not start: {tail}") from error
                 time.sleep(0.05)

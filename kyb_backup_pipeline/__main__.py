@@ -1,0 +1,5 @@
+"""``python -m kyb_backup_pipeline`` is ``kyb-backup``."""
+
+from kyb_backup_pipeline.cli import main
+
+main()

@@ -1,0 +1,85 @@
+"""``kyb-backup list``: what backups there are, and how far each is proved."""
+
+import json
+from typing import Any
+
+import click
+
+from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
+
+
+@click.command(
+    name="list",
+    epilog="""\b
+Examples:
+  kyb-backup list
+  kyb-backup list --kind full --json | jq -r '.[0].id'""",
+)
+@click.option("--kind", type=click.Choice(list(FOLDERS)), help="Only this kind.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@with_session
+def command(session: Session, kind: str | None, as_json: bool) -> None:
+    """Show what backups there are, the newest first, and how far each is proved.
+
+    A folder without a complete manifest is not a backup and is not listed; it is named on stderr.
+    """
+    repository = Repository(session.settings().repository)
+    kinds = [name for name in FOLDERS if kind in (None, name)]
+    backups = [backup for backup in repository.backups(kinds) if kind in (None, backup.kind)]
+    lines = [_line(repository, backup) for backup in backups]
+    if as_json:
+        click.echo(json.dumps(lines, indent=2))
+    elif lines:
+        _table(lines)
+    else:
+        click.echo(f"no backups in {repository.root}")
+    for leftover in repository.leftovers():
+        what = "left by a run that was killed" if leftover.partial else "has no manifest"
+        click.echo(f"not a backup: {leftover.folder} ({what})", err=True)
+
+
+def _line(repository: Repository, backup: Backup) -> dict[str, Any]:
+    proofs = repository.latest_proofs(backup.backup_id)
+    manifest = backup.manifest
+    line: dict[str, Any] = {
+        "id": backup.backup_id,
+        "kind": backup.kind,
+        "finished_at": manifest.completed_at.isoformat() if manifest else None,
+        "size_bytes": manifest.total_size if manifest else None,
+        "verification": proofs["verification"].verdict if "verification" in proofs else None,
+        "restore_test": proofs["restore_test"].verdict if "restore_test" in proofs else None,
+    }
+    if manifest and manifest.label:
+        line["label"] = manifest.label
+    if backup.problem:
+        line["problem"] = backup.problem
+    return line
+
+
+def _table(lines: list[dict[str, Any]]) -> None:
+    header = ("ID", "KIND", "FINISHED (UTC)", "SIZE", "VERIFICATION", "RESTORE TEST", "")
+    rows = [
+        (
+            line["id"],
+            line["kind"],
+            (line["finished_at"] or "damaged")[:19].replace("T", " "),
+            "" if line["size_bytes"] is None else size(line["size_bytes"]),
+            _state(line["verification"]),
+            _state(line["restore_test"]),
+            line.get("problem") or line.get("label", ""),
+        )
+        for line in lines
+    ]
+    widths = [max(len(str(row[n])) for row in [header, *rows]) for n in range(len(header))]
+    for row in [header, *rows]:
+        text = "  ".join(
+            cell.rjust(width) if n == 3 else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        bad = row is not header and "failed" in (row[4], row[5])
+        click.secho(text, bold=row is header, fg="red" if bad else None)
+
+
+def _state(verdict: str | None) -> str:
+    return "not yet" if verdict is None else verdict.replace("_", " ")

@@ -1,0 +1,86 @@
+"""``kyb-backup show ID``: one backup with all its records."""
+
+import json
+
+import click
+
+from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.engine.manifest import Manifest, Proof
+from kyb_backup_pipeline.engine.store import Repository
+
+
+@click.command(
+    name="show",
+    epilog="""\b
+Examples:
+  kyb-backup show backup_20260131_020000
+  kyb-backup show backup_20260131_020000 --json | jq .restore_tests[-1].figures""",
+)
+@click.argument("backup_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest with all records.")
+@with_session
+def command(session: Session, backup_id: str, as_json: bool) -> None:
+    """Show one backup: what it holds, where it comes from, and every proof of it."""
+    repository = Repository(session.settings().repository)
+    backup = repository.find(backup_id)
+    manifest = backup.require_manifest()
+    proofs = repository.proofs(backup_id)
+    if as_json:
+        document = manifest.model_dump(mode="json", exclude_none=True)
+        for name, key in (("verification", "verifications"), ("restore_test", "restore_tests")):
+            document[key] = [
+                proof.model_dump(mode="json", exclude_none=True)
+                for proof in proofs
+                if proof.proof == name
+            ]
+        click.echo(json.dumps(document, indent=2))
+        return
+    _describe(manifest)
+    click.echo(f"folder         {backup.folder}")
+    click.echo("\nproofs" if proofs else "\nno proofs yet: kyb-backup verify, kyb-backup drill")
+    for proof in proofs:
+        show_proof(proof)
+
+
+def _describe(manifest: Manifest) -> None:
+    database = manifest.database
+    lines = {
+        "id": manifest.backup_id,
+        "kind": manifest.type + (" (made by the old scripts)" if manifest.legacy else ""),
+        "label": manifest.label,
+        "finished": f"{manifest.completed_at:%Y-%m-%d %H:%M:%S} UTC",
+        "database": f"{database.name} on {database.host}:{database.port}" if database else None,
+        "server": f"PostgreSQL {manifest.server_version}" if manifest.server_version else None,
+        "format": f"{manifest.dump_format}, {manifest.compression}",
+        "size": f"{size(manifest.total_size)} in {len(manifest.files) or 1} files",
+        "sha256": manifest.checksum,
+    }
+    if manifest.evidence is not None and manifest.evidence.mode == "content":
+        evidence = manifest.evidence
+        lines["evidence"] = (
+            f"{evidence.rows} rows in {evidence.tables} tables, {evidence.objects} objects "
+            f"({evidence.seconds:.1f} s beside the dump)"
+        )
+    else:
+        lines["evidence"] = "none"
+    for name, value in lines.items():
+        if value:
+            click.echo(f"{name:<14} {value}")
+
+
+def show_proof(proof: Proof) -> None:
+    """Print one record: verdict, summary, findings, notes."""
+    colour = {"passed": "green", "failed": "red"}.get(proof.verdict, "yellow")
+    verdict = proof.verdict.replace("_", " ")
+    click.echo(f"{proof.backup_id}  {proof.proof.replace('_', ' ')} ", nl=False)
+    click.secho(verdict, fg=colour, bold=True, nl=False)
+    click.echo(f"  {proof.finished_at:%Y-%m-%d %H:%M:%S} UTC, {proof.seconds:.1f} s")
+    click.echo(f"  {proof.summary}")
+    for finding in proof.findings[1:]:
+        click.echo(f"  {finding.object} {finding.message}")
+    if "recovery_seconds" in proof.figures:
+        click.echo(f"  recovery took {proof.figures['recovery_seconds']:.1f} s")
+    for note in proof.notes:
+        click.echo(f"  note: {note}")
+    if proof.hint and proof.verdict != "passed":
+        click.echo(f"  HINT: {proof.hint}")
