@@ -141,7 +141,7 @@ def _bars() -> Iterator[Reporter]:
             elapsed = now - began.setdefault(progress.step, now)
             fast = progress.unit == "bytes" and elapsed > 0.5
             rate = f"{size(progress.done / elapsed)}/s" if fast else ""
-            fields = {"amount": _amount(progress), "rate": rate, "detail": progress.detail}
+            fields: dict[str, Any] = {"amount": _amount(progress), "rate": rate, "detail": progress.detail}
             if progress.step not in tasks:
                 tasks[progress.step] = display.add_task("", step=progress.step, **fields)
             display.update(

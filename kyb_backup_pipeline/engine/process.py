@@ -148,6 +148,7 @@ def start(
     env: Mapping[str, str] | None = None,
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: IO[bytes] | None = None,
     account: Account | None = None,
     cwd: Path | None = None,
     death_signal: signal.Signals = signal.SIGKILL,
@@ -159,13 +160,13 @@ def start(
     environment = _environment(env, account)
     secrets = [environment[name] for name in _SECRET_NAMES if environment.get(name)]
     _log.debug("start %s", " ".join(map(str, argv)))
-    with open(os.memfd_create("stderr"), "w+b", buffering=0) as stderr:
+    with open(os.memfd_create("stderr"), "w+b", buffering=0) as memory:
         popen = subprocess.Popen(
             list(map(str, argv)),
             env=environment,
             stdin=stdin,
             stdout=stdout,
-            stderr=stderr,
+            stderr=stderr or memory,
             bufsize=0,
             cwd=cwd,
             start_new_session=True,
@@ -173,7 +174,7 @@ def start(
             umask=0o077,
             **_as_account(account),
         )
-        child = Child(popen, stderr, secrets)
+        child = Child(popen, memory, secrets)
         try:
             yield child
         finally:
@@ -207,6 +208,25 @@ def run(
             return Completed(stdout=out.read().decode(errors="replace"), stderr=stderr)
     except OSError as error:
         raise ProcessFailed(Path(argv[0]).name, "could not be started", str(error)) from error
+
+
+def run_logged(
+    argv: Sequence[str | Path],
+    *,
+    log: Path,
+    env: Mapping[str, str],
+    deadline: float | None,
+    cwd: Path,
+) -> None:
+    """Run a program of our own (it gets our whole environment) with all it prints in ``log``.
+
+    Raises ProcessFailed.
+    """
+    with (
+        open(log, "wb") as output,
+        start(argv, env={**os.environ, **env}, stdout=output, stderr=output, cwd=cwd) as child,
+    ):
+        child.finish(deadline)
 
 
 def start_detached(
@@ -270,6 +290,14 @@ def alive(pid: int) -> bool:
     except (OSError, IndexError):
         return False
     return state not in ("Z", "X")
+
+
+def started_at(pid: int) -> str:
+    """When a process started, in the kernel's ticks: with its id, it names one process for ever."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def command_line(pid: int) -> list[str]:

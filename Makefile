@@ -1,0 +1,45 @@
+# One command each for setting up, showing, checking, testing and measuring.
+# Needs Python 3.11 or newer, pip and make; everything else comes from requirements.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo up down test check format bench clean
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	$(BIN)/kyb-backup demo
+
+up: setup
+	$(BIN)/kyb-backup up
+
+down: setup
+	$(BIN)/kyb-backup down
+
+test: setup
+	$(BIN)/python -m pytest $(TESTS)
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+SIZE ?= 1G
+bench: setup
+	$(BIN)/python -m benchmarks.run --size $(SIZE) $(BENCH)
+
+clean: down
+	rm -rf .kyb

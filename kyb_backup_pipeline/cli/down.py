@@ -1,0 +1,18 @@
+"""``kyb-backup down``: stop the services of the sandbox."""
+
+import click
+
+from kyb_backup_pipeline.cli.session import Session
+from kyb_backup_pipeline.sandbox.place import find_place
+from kyb_backup_pipeline.sandbox.services import stop_sandbox
+
+
+@click.command(name="down", epilog="\b\nExample:\n  kyb-backup down")
+@click.pass_obj
+def command(session: Session) -> None:
+    """Stop the services of the sandbox; its data stay under .kyb."""
+    place = find_place()
+    if not place.root.exists():
+        click.echo("there is no sandbox here")
+        return
+    stop_sandbox(place, lambda text: click.echo(f"• {text}"))

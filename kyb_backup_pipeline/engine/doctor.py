@@ -1,0 +1,180 @@
+"""Can backups and restore tests work here? Looked at before the night, not at 2 a.m.
+
+Each look gives lines of ``ok``, ``warning`` or ``error`` with a hint; one that fails does not keep
+the next from being made. Nothing is changed, and nothing is written.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psycopg
+
+from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.database import Database, read_database
+from kyb_backup_pipeline.engine.errors import KybError
+from kyb_backup_pipeline.engine.postgres import (
+    FIXED_SETTINGS,
+    Programs,
+    Target,
+    client_programs,
+    connect,
+    server_account,
+    server_programs,
+)
+from kyb_backup_pipeline.engine.snapshot import list_tables
+from kyb_backup_pipeline.engine.store import FOLDERS, Repository, free_bytes
+
+Level = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was looked at."""
+
+    level: Level
+    subject: str
+    message: str
+    hint: str | None = None
+
+
+def examine(settings: Settings) -> Iterator[Line]:
+    """Look at everything a full backup and its restore test need."""
+    yield from _repository(settings)
+    yield from _space(settings.repository, settings.backup.minimum_free)
+    database = None
+    try:
+        with connect(Target.of(settings), FIXED_SETTINGS) as connection:
+            database = read_database(connection)
+            yield Line("ok", "database", f"{Target.of(settings)}, {database.server_version}")
+            yield from _rights(connection, database)
+    except (KybError, psycopg.Error) as error:
+        yield _error("database", error)
+    if settings.database.password is None and not settings.database.host.startswith("/"):
+        yield Line(
+            "warning",
+            "password",
+            "none is set",
+            "set DB_PASSWORD or database.password_file, unless a passfile or pg_hba.conf does it",
+        )
+    if database is not None:
+        yield from _programs(settings, database)
+
+
+def _error(subject: str, error: Exception) -> Line:
+    if isinstance(error, KybError):
+        return Line("error", subject, error.message, error.hint)
+    return Line("error", subject, str(error).strip())
+
+
+def _repository(settings: Settings) -> Iterator[Line]:
+    root = settings.repository
+    if root.name == "database":
+        yield Line(
+            "warning",
+            "repository",
+            f"{root} ends in /database: here BACKUP_DIR is the root, backups go to {root}/database",
+            f"set BACKUP_DIR={root.parent}",
+        )
+    existing = root
+    while not existing.exists():
+        existing = existing.parent
+    if not os.access(existing, os.W_OK | os.X_OK):
+        yield Line("error", "repository", f"{existing} cannot be written by this user")
+    elif root.exists() and root.stat().st_mode & 0o077:
+        yield Line("warning", "repository", f"{root} is open to others", f"chmod 700 {root}")
+    else:
+        yield Line("ok", "repository", str(root))
+    repository = Repository(root)
+    for leftover in repository.leftovers():
+        what = "was left by a killed run" if leftover.partial else "has no manifest"
+        yield Line("warning", "repository", f"{leftover.folder} {what}: it is not a backup")
+    for backup in repository.backups(tuple(FOLDERS)):
+        if backup.problem:
+            yield Line("error", "repository", backup.problem)
+
+
+def _space(root: Path, minimum: int) -> Iterator[Line]:
+    free = free_bytes(root)
+    text = f"{free / 2**30:.1f} GiB free in {root}, {minimum / 2**30:.1f} GiB wanted"
+    yield Line("ok" if free >= minimum else "error", "space", text)
+
+
+def _rights(connection: psycopg.Connection, database: Database) -> Iterator[Line]:
+    try:
+        tables = list_tables(connection)
+        yield Line("ok", "rights", f"all {len(tables)} tables can be read in full")
+    except KybError as error:
+        yield _error("rights", error)
+    (superuser,) = connection.execute("SHOW is_superuser").fetchone() or ("off",)
+    if superuser == "off":
+        (subscriptions,) = connection.execute(
+            "SELECT count(*) FROM pg_stat_subscription"
+        ).fetchone() or (0,)
+        if subscriptions:
+            yield Line(
+                "warning",
+                "rights",
+                f"pg_dump leaves out {subscriptions} subscriptions: this user is no superuser",
+                "note them elsewhere, or back up as a superuser",
+            )
+    if not database.reads_passwords:
+        yield Line(
+            "warning",
+            "rights",
+            "this user may not read role passwords: globals.sql will have none",
+            "after a restore they must be set anew; docs/roles.md",
+        )
+
+
+def _programs(settings: Settings, database: Database) -> Iterator[Line]:
+    major = database.server_major
+    needed = major
+    try:
+        client = client_programs(settings.postgres, major)
+        needed = max(major, client.major)
+        level: Level = "ok" if client.major == major else "warning"
+        hint = None if level == "ok" else f"install postgresql-client-{major}"
+        yield Line(level, "pg_dump", f"{client.version} in {client.bin_dir}", hint)
+    except KybError as error:
+        yield _error("pg_dump", error)
+    try:
+        server = server_programs(settings.postgres, needed)
+        account = server_account(settings.restore_test.run_as)
+        who = f" as {account.name}" if account else ""
+        yield Line("ok", "restore test", f"PostgreSQL {server.version} in {server.bin_dir}{who}")
+    except KybError as error:
+        yield _error("restore test", error)
+        return
+    yield from _extensions(server, database)
+    place = settings.restore_test.directory
+    wanted = round(1.3 * database.requirements.database_bytes)
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        yield Line("error", "restore test", f"{place} cannot be written",
+                   "set restore_test.directory")  # fmt: skip
+    else:
+        yield from _space(place, wanted)
+
+
+def _extensions(server: Programs, database: Database) -> Iterator[Line]:
+    """Extensions that the throwaway server does not have, by its control files."""
+    try:
+        share = process.run([server.path("pg_config"), "--sharedir"], deadline=10).stdout.strip()
+    except process.ProcessFailed:
+        return
+    folder = Path(share) / "extension"
+    missing = [
+        name
+        for name in database.requirements.extensions
+        if not (folder / f"{name}.control").exists()
+    ]
+    if missing:
+        yield Line(
+            "warning",
+            "restore test",
+            f"cannot be made: {server.bin_dir} lacks the extensions {', '.join(missing)}",
+            f"install postgresql-{server.major} and the packages of these extensions",
+        )
