@@ -52,6 +52,7 @@ class Session:
     def _open_log(self, settings: "Settings") -> None:
         logger = logging.getLogger("kyb_backup_pipeline")
         logger.setLevel(logging.INFO)
+        logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # its failures reach us as errors
         screen = logging.StreamHandler()
         screen.setLevel(logging.INFO if self.verbose else logging.WARNING)
         screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
@@ -141,7 +142,11 @@ def _bars() -> Iterator[Reporter]:
             elapsed = now - began.setdefault(progress.step, now)
             fast = progress.unit == "bytes" and elapsed > 0.5
             rate = f"{size(progress.done / elapsed)}/s" if fast else ""
-            fields: dict[str, Any] = {"amount": _amount(progress), "rate": rate, "detail": progress.detail}
+            fields: dict[str, Any] = {
+                "amount": _amount(progress),
+                "rate": rate,
+                "detail": progress.detail,
+            }
             if progress.step not in tasks:
                 tasks[progress.step] = display.add_task("", step=progress.step, **fields)
             display.update(

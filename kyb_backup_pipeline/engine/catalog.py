@@ -78,7 +78,7 @@ _QUERIES: Mapping[str, str] = {
     ),
     "column": f"""SELECT o.attrelid::regclass || '.' || quote_ident(o.attname),
             concat_ws(' ', format_type(o.atttypid, o.atttypmod),
-            CASE WHEN o.attnotnull THEN 'not null' END, CASE WHEN o.atthasdef THEN 'default' END,
+            CASE WHEN o.attnotnull THEN 'not null' END, CASE WHEN o.atthasdef AND o.attinhcount = 0 THEN 'default' END,
             'identity ' || nullif(o.attidentity::text, ''),
             'generated ' || nullif(o.attgenerated::text, ''))
         FROM pg_attribute o {_on_table("attrelid")} AND c.relkind IN ('r', 'p', 'f')

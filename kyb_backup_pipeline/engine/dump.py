@@ -34,7 +34,7 @@ PLAIN_FILE = "database.sql."
 DIRECTORY = "database.dir"
 
 _TAIL = 512
-_POLL = 1.0
+_POLL = 0.25
 _COMPLETE = re.compile(
     rb"\n-- PostgreSQL database dump complete\n--\n+(?:\\unrestrict (\w+)\n+)?\Z"
 )
@@ -101,8 +101,9 @@ def dump(
 def _dump_error(error: process.ProcessFailed) -> Exception:
     if _LOCK_ERRORS.search(error.stderr):
         return LockNotGranted(error.stderr.splitlines()[0] if error.stderr else error.message)
-    if "No space left on device" in error.stderr or "SIGXFSZ" in error.status:
-        return no_space(Path("the dump"), OSError(NO_SPACE[0], "No space left on device"))
+    for number in NO_SPACE:
+        if os.strerror(number) in error.stderr:
+            return no_space(Path("the dump"), OSError(number, os.strerror(number)))
     hint = None
     if "permission denied" in error.stderr:
         hint = "docs/roles.md has the least rights of the backup's user"
@@ -246,7 +247,7 @@ def _await_growth(
     report: Reporter,
 ) -> None:
     size, grown = -1, time.monotonic()
-    while not child.ended_within(_POLL / 4):
+    while not child.ended_within(_POLL):
         watch()
         now = sum(entry.stat().st_size for entry in _scan(place))
         if now != size:

@@ -42,12 +42,15 @@ class TableContent(_Fact):
 
 
 class SequenceState(_Fact):
-    """Where a sequence stood before and after the dump (equal on a restored database)."""
+    """Where a sequence stood before and after the dump (equal on a restored database).
+
+    ``period`` is the number of values after which a cycling one begins again; None for others.
+    """
 
     before: tuple[int, bool]
     after: tuple[int, bool]
     increment: int
-    cycle: bool
+    period: int | None = None
 
 
 class LargeObjects(_Fact):
@@ -151,7 +154,8 @@ def read_sequences(connection: psycopg.Connection) -> dict[str, SequenceState]:
     """
     listed = connection.execute(
         """
-        SELECT n.nspname, c.relname, c.oid::regclass::text, s.seqincrement, s.seqcycle
+        SELECT n.nspname, c.relname, c.oid::regclass::text, s.seqincrement,
+               CASE WHEN s.seqcycle THEN (s.seqmax::numeric - s.seqmin) / abs(s.seqincrement) + 1 END
         FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid
         JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
@@ -172,9 +176,12 @@ def read_sequences(connection: psycopg.Connection) -> dict[str, SequenceState]:
             for n, (schema, name, *_) in enumerate(batch)
         )
         for n, value, called in connection.execute(query).fetchall():
-            _, _, label, increment, cycle = batch[n]
+            _, _, label, increment, period = batch[n]
             states[label] = SequenceState(
-                before=(value, called), after=(value, called), increment=increment, cycle=cycle
+                before=(value, called),
+                after=(value, called),
+                increment=increment,
+                period=None if period is None else int(period),
             )
     return states
 

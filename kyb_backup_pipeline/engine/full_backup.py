@@ -11,18 +11,20 @@ a server that goes silent is noticed after ``backup.stall_timeout``.
 Where to look next: ``snapshot`` and ``evidence`` for the proof, ``dump`` for the pass itself.
 """
 
+import contextlib
 import logging
+import random
 import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import psycopg
 
 from kyb_backup_pipeline import __version__
-from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.config import BackupSettings, Settings
 from kyb_backup_pipeline.engine.database import Database, read_database, settings_sql
 from kyb_backup_pipeline.engine.dump import (
     DIRECTORY,
@@ -53,12 +55,14 @@ from kyb_backup_pipeline.engine.postgres import (
     FIXED_SETTINGS,
     Programs,
     Target,
+    abandon,
     client_programs,
     connect,
 )
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.snapshot import (
     LockNotGranted,
+    QueueWatch,
     Snapshot,
     blocking_sessions,
     held_snapshot,
@@ -198,21 +202,28 @@ def _summary(evidence: Evidence | None) -> EvidenceSummary:
 def _dump_with_patience(
     settings: Settings, plan: _Plan, staging: Staging, report: Reporter
 ) -> tuple[Dumped, Evidence | None]:
-    """Dump; give up locks that are not granted, and try again a few times."""
+    """Dump; give up locks that are not granted, and try again a few times.
+
+    The parallel workers of the directory format refuse to queue at all, at any time of the dump:
+    after such a refusal the next attempts do without them.
+    """
     attempts = settings.backup.lock_attempts
+    how = settings.backup
     waiting: list[str] = []
     for attempt in range(1, attempts + 1):
         try:
-            if settings.backup.evidence == "none":
-                return _dump(settings, plan, staging, None, report, watch=lambda: None), None
-            with held_snapshot(plan.target, lock_timeout=settings.backup.lock_timeout) as snapshot:
-                return _dump_with_evidence(settings, plan, staging, snapshot, report)
+            if how.evidence == "none":
+                return _dump(how, plan, staging, None, report, watch=lambda: None), None
+            with held_snapshot(plan.target, lock_timeout=how.lock_timeout) as snapshot:
+                return _dump_with_evidence(how, plan, staging, snapshot, report)
         except LockNotGranted as error:
             waiting = blocking_sessions(plan.target) or waiting
             _log.warning("attempt %d of %d: %s; %s", attempt, attempts, error.message, waiting)
             shutil.rmtree(staging.folder / DIRECTORY, ignore_errors=True)
+            if how.format == "directory" and "could not obtain lock" in error.message:
+                how = how.model_copy(update={"jobs": 1})
             if attempt < attempts:
-                time.sleep(min(2.0**attempt, 20) / 4)
+                time.sleep(min(2.0**attempt, 20) * random.uniform(0.05, 0.25))
     raise BackupFailed(
         f"the tables could not be locked in {attempts} attempts"
         + (": " + "; ".join(waiting) if waiting else ""),
@@ -221,7 +232,7 @@ def _dump_with_patience(
 
 
 def _dump(
-    settings: Settings,
+    how: BackupSettings,
     plan: _Plan,
     staging: Staging,
     snapshot: str | None,
@@ -234,13 +245,13 @@ def _dump(
         plan.programs,
         plan.target,
         passwords=plan.database.reads_passwords,
-        deadline=settings.backup.stall_timeout,
+        deadline=how.stall_timeout,
     ):
         return dump(
             staging.folder,
             plan.programs,
-            plan.target,
-            settings.backup,
+            replace(plan.target, application=_dump_sessions(staging)),
+            how,
             snapshot=snapshot,
             options=options,
             watch=watch,
@@ -248,12 +259,21 @@ def _dump(
         )
 
 
+def _dump_sessions(staging: Staging) -> str:
+    """What pg_dump's sessions are called, at most 63 bytes."""
+    return f"pg_dump {staging.backup_id}"[-63:]
+
+
 def _dump_with_evidence(
-    settings: Settings, plan: _Plan, staging: Staging, snapshot: Snapshot, report: Reporter
+    how: BackupSettings, plan: _Plan, staging: Staging, snapshot: Snapshot, report: Reporter
 ) -> tuple[Dumped, Evidence]:
     """Dump, and digest the tables beside it; whichever fails ends the other."""
     before = read_sequences(snapshot.connection)
-    with ThreadPoolExecutor(1, thread_name_prefix="evidence") as pool:
+    holder = snapshot.connection.info.backend_pid
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="evidence") as pool,
+        contextlib.closing(QueueWatch(plan.target, holder, _dump_sessions(staging))) as queue,
+    ):
         pending = pool.submit(
             take_evidence,
             snapshot.connection,
@@ -266,10 +286,11 @@ def _dump_with_evidence(
         def watch() -> None:
             if pending.done():
                 pending.result()
+            queue.check()
 
         try:
-            dumped = _dump(settings, plan, staging, snapshot.name, report, watch)
-            evidence = _await(pending, plan.target, settings.backup.stall_timeout)
+            dumped = _dump(how, plan, staging, snapshot.name, report, watch)
+            evidence = _await(pending, plan.target, how.stall_timeout)
         except psycopg.Error as error:
             raise BackupFailed(
                 f"the evidence could not be taken: {str(error).strip()}",
@@ -277,7 +298,7 @@ def _dump_with_evidence(
             ) from error
         finally:
             if not pending.done():
-                snapshot.abandon()
+                abandon(snapshot.connection)
     with connect(plan.target, FIXED_SETTINGS) as connection:
         after = read_sequences(connection)
         roles = set(read_roles(connection))  # one that was dropped meanwhile proves nothing

@@ -8,11 +8,13 @@ Secrets: a ``Target`` hides its password from ``repr`` and gives it to children 
 environment only.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -179,6 +181,7 @@ class Target:
     password: str | None = field(default=None, repr=False)
     sslmode: str = "prefer"
     connect_timeout: float = 10
+    application: str = "kyb-backup"
     options: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -211,7 +214,7 @@ class Target:
             "PGUSER": self.user,
             "PGSSLMODE": self.sslmode,
             "PGCONNECT_TIMEOUT": str(max(2, round(self.connect_timeout))),
-            "PGAPPNAME": "kyb-backup",
+            "PGAPPNAME": self.application,
         }
         if self.password is not None:
             environment["PGPASSWORD"] = self.password
@@ -241,6 +244,7 @@ FIXED_SETTINGS: Mapping[str, str] = {
     "default_transaction_isolation": "repeatable read",
     "default_transaction_read_only": "on",
     "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
     "client_min_messages": "warning",
     "jit": "off",
 }
@@ -265,7 +269,7 @@ def connect(
             password=target.password,
             sslmode=target.sslmode,
             connect_timeout=max(2, round(target.connect_timeout)),
-            application_name="kyb-backup",
+            application_name=target.application,
             keepalives_idle=30,
             options=target.session_options(),
             autocommit=True,
@@ -276,6 +280,19 @@ def connect(
         connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
     connection.autocommit = autocommit
     return connection
+
+
+def abandon(connection: "psycopg.Connection") -> None:
+    """Make whoever waits on this connection give up, also when the server is silent."""
+    import psycopg
+
+    with contextlib.suppress(psycopg.Error):
+        connection.cancel_safe(timeout=2)
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(connection.fileno())) as plug,
+    ):
+        plug.shutdown(socket.SHUT_RDWR)
 
 
 _HINTS = (

@@ -328,6 +328,7 @@ def _die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
 
     def arrange() -> None:
         _prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file-size limit is an error, not a death
         if os.getppid() != parent:  # it died between the fork and this line
             os._exit(1)
 

@@ -308,14 +308,16 @@ def _smoke(settings: Settings, database: Target, course: _Course) -> None:
     """Ask the restored database what the platform would ask first; ``false`` is a failure too."""
     with connect(database) as connection:
         queries = list(settings.restore_test.smoke_queries)
-        (users,) = connection.execute("SELECT to_regclass('users') IS NOT NULL").fetchone() or (
-            False,
-        )
+        (users,) = connection.execute(
+            "SELECT pg_catalog.to_regclass('users') IS NOT NULL"
+        ).fetchone() or (False,)
         if users and _USERS not in queries:
             queries.insert(0, _USERS)
         connection.execute("SET default_transaction_read_only = on")
         timeout = f"{settings.restore_test.smoke_timeout * 1000:.0f}ms"
-        connection.execute("SELECT set_config('statement_timeout', %s, false)", (timeout,))
+        connection.execute(
+            "SELECT pg_catalog.set_config('statement_timeout', %s, false)", (timeout,)
+        )
         for query in queries:
             try:
                 row = connection.execute(query).fetchone()

@@ -14,16 +14,15 @@ attempts in ``full_backup``.
 
 import contextlib
 import logging
-import os
-import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError
-from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, connect
+from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, abandon, connect
 
 _log = logging.getLogger(__name__)
 
@@ -86,16 +85,6 @@ class Snapshot:
     name: str
     connection: psycopg.Connection
     tables: tuple[Table, ...]
-
-    def abandon(self) -> None:
-        """Make whoever waits on the connection give up, also when the server is silent."""
-        with contextlib.suppress(psycopg.Error):
-            self.connection.cancel_safe(timeout=2)
-        with (
-            contextlib.suppress(OSError, psycopg.Error),
-            socket.socket(fileno=os.dup(self.connection.fileno())) as plug,
-        ):
-            plug.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager
@@ -181,6 +170,51 @@ def _lock(holder: psycopg.Connection, tables: Sequence[Table]) -> bool:
     return True
 
 
+class QueueWatch:
+    """Notices at once that pg_dump queues behind somebody who waits for our locks.
+
+    That cannot end by itself, and all others who want the table wait meanwhile: the sooner we give
+    our locks up the better. ``application`` names pg_dump's sessions, ``holder`` is the process of
+    ours. Asks in a thread of its own, so that a server that hangs cannot hold up who asks.
+    """
+
+    def __init__(self, target: Target, holder: int, application: str) -> None:
+        self._target = target
+        self._question = (application, holder)
+        self._connection: psycopg.Connection | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="queue-watch")
+        self._asked: Future[None] | None = None
+
+    def check(self) -> None:
+        """Look at the last answer and ask again. Raises LockNotGranted if that is so."""
+        if self._asked is None or self._asked.done():
+            answered, self._asked = self._asked, self._pool.submit(self._ask)
+            if answered is not None:
+                answered.result()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            if self._asked is not None and not self._asked.done():
+                abandon(self._connection)
+            self._connection.close()
+        self._pool.shutdown()
+
+    def _ask(self) -> None:
+        if self._connection is None:
+            self._connection = connect(self._target, FIXED_SETTINGS)
+        row = self._connection.execute(
+            """
+            SELECT w.pid, left(regexp_replace(w.query, '\\s+', ' ', 'g'), 80)
+            FROM pg_stat_activity d, unnest(pg_blocking_pids(d.pid)) AS b(pid)
+            JOIN pg_stat_activity w ON w.pid = b.pid
+            WHERE d.application_name = %s AND %s = ANY (pg_blocking_pids(w.pid)) LIMIT 1
+            """,
+            self._question,
+        ).fetchone()
+        if row is not None:
+            raise LockNotGranted(f"pg_dump queues behind process {row[0]}, which waits: {row[1]}")
+
+
 def blocking_sessions(target: Target) -> list[str]:
     """Who waits for, or holds, a lock that keeps others waiting; one line a session."""
     with connect(target, FIXED_SETTINGS) as connection:
@@ -189,8 +223,10 @@ def blocking_sessions(target: Target) -> list[str]:
             SELECT DISTINCT l.pid, coalesce(a.usename, '?'), l.mode, l.granted,
                    l.relation::regclass::text, left(regexp_replace(a.query, '\\s+', ' ', 'g'), 80)
             FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+            JOIN pg_class c ON c.oid = l.relation AND c.relkind IN ('r', 'p')
+                AND c.relpersistence <> 't' AND c.oid >= 16384
             WHERE l.mode = 'AccessExclusiveLock' AND l.locktype = 'relation'
-              AND l.relation >= 16384 AND l.pid <> pg_backend_pid()
+              AND l.pid <> pg_backend_pid()
               AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
             """
         ).fetchall()

@@ -21,7 +21,7 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from kyb_backup_pipeline.engine.errors import (
@@ -59,7 +59,11 @@ _LAYOUT = (*dict.fromkeys(FOLDERS.values()), _PROOFS, "application/logs", "monit
            "monitoring/alerts", _LOCKS)  # fmt: skip
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PARTIAL = ".partial"
+_STAMP = "%Y%m%dT%H%M%S_%fZ"
+_RECORD = re.compile(r"[a-z_]+_(\d{8}T\d{6}_\d{6}Z)\.json")
 LEFTOVER_AGE = timedelta(hours=24)
+CLOCKS_DIFFER = timedelta(hours=1)
+"""What the clock of a file server and ours may differ at most."""
 
 
 def valid_id(backup_id: str) -> str:
@@ -152,6 +156,18 @@ class Repository:
 
     def folder(self, kind: Kind) -> Path:
         return self.root / FOLDERS[kind]
+
+    def ids(self, kind: Kind) -> set[str]:
+        """The ids in the folder of a kind, without reading manifests. Raises NotFound without it."""
+        try:
+            with os.scandir(self.folder(kind)) as entries:
+                return {
+                    entry.name
+                    for entry in entries
+                    if _ID.fullmatch(entry.name) and os.path.exists(f"{entry.path}/{MANIFEST}")
+                }
+        except FileNotFoundError:
+            raise NotFound(f"there is no repository at {self.root}") from None
 
     def backups(self, kinds: Iterable[Kind] = ("full",)) -> list[Backup]:
         """All backups, the newest first; those with a damaged manifest come last."""
@@ -251,7 +267,7 @@ class Repository:
     def record(self, proof: Proof) -> Path | None:
         """Keep the record of a proof; None (and a warning) where the repository is read-only."""
         folder = self.root / _PROOFS / valid_id(proof.backup_id)
-        path = folder / f"{proof.proof}_{proof.finished_at:%Y%m%dT%H%M%S_%fZ}.json"
+        path = folder / f"{proof.proof}_{proof.finished_at:{_STAMP}}.json"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary = folder / f".{path.name}.tmp"
@@ -272,10 +288,24 @@ class Repository:
         newest = {path.name.rpartition("_2")[0]: path for path in self._proof_files(backup_id)}
         return {name: self._proof(path) for name, path in newest.items()}
 
-    def proof_files(self) -> list[Path]:
-        """The files of all records, in the order of their time."""
-        found = (self.root / _PROOFS).glob("*/[!.]*.json")
-        return sorted(found, key=lambda path: path.name.partition("_2")[2])
+    def proof_files(self, after: str = "") -> list[Path]:
+        """The files of all records in the order of their time; those behind ``after`` only.
+
+        ``after`` is a ``proof_order``. Folders in which nothing was recorded since then are not
+        opened, so that looking for news stays cheap with 10,000 backups and years of records.
+        """
+        changed = _seconds_of(after) - CLOCKS_DIFFER.total_seconds() if after else 0.0
+        found: list[tuple[str, Path]] = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / _PROOFS) as folders:
+            for folder in folders:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    if folder.stat().st_mtime < changed:
+                        continue
+                    for name in os.listdir(folder):
+                        order = _order(folder.name, name)
+                        if order is not None and order > after:
+                            found.append((order, Path(folder.path, name)))
+        return [path for _, path in sorted(found)]
 
     def read_proof(self, path: Path) -> Proof:
         """Read one record."""
@@ -362,6 +392,21 @@ def _folders(place: Path) -> list[Path]:
             return sorted(Path(entry.path) for entry in entries if entry.is_dir())
     except FileNotFoundError:
         return []
+
+
+def proof_order(path: Path) -> str:
+    """The place of a record among all: a string that sorts by time, then by backup."""
+    return _order(path.parent.name, path.name) or ""
+
+
+def _order(backup_id: str, name: str) -> str | None:
+    match = _RECORD.fullmatch(name)
+    return f"{match.group(1)} {backup_id}/{name}" if match else None
+
+
+def _seconds_of(order: str) -> float:
+    stamp = datetime.strptime(order.partition(" ")[0], _STAMP)
+    return stamp.replace(tzinfo=UTC).timestamp()
 
 
 def checksum_line(content: bytes) -> bytes:

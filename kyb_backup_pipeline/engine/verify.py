@@ -41,7 +41,8 @@ from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
 LEGACY_FILE = "database.sql.gz"
 _EDGE = 4096
 _TABLE_DATA = re.compile(r"/\d+\.dat\.(gz|zst)$")
-"""Data of one table in directory format; pg_dump ends them with a line of their own."""
+"""Data of one table in directory format, and the line of their own that pg_dump ends them with."""
+_TABLE_END = re.compile(rb"(?:\A|\n)\\\.\n+\Z")
 
 
 @dataclass
@@ -262,7 +263,7 @@ def _examine_compressed(
         seen.found(file.path, "ends before its compressed data do")
     elif file.path.startswith(PLAIN_FILE) and not is_complete(tail, head):
         seen.found(file.path, "holds an unfinished dump: pg_dump's last line is missing")
-    elif _TABLE_DATA.search(file.path) and not tail.rstrip(b"\n").endswith(b"\n\\."):
+    elif _TABLE_DATA.search(file.path) and not _TABLE_END.search(tail):
         seen.found(file.path, "holds unfinished table data: the end mark is missing")
 
 
