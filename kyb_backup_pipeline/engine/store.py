@@ -59,7 +59,7 @@ _LAYOUT = (*dict.fromkeys(FOLDERS.values()), _PROOFS, "application/logs", "monit
            "monitoring/alerts", _LOCKS)  # fmt: skip
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PARTIAL = ".partial"
-_STAMP = "%Y%m%dT%H%M%S_%fZ"
+_STAMP = "%Y%m%dT%H%M%S.%fZ"
 _RECORD = re.compile(r"[a-z_]+_(\d{8}T\d{6}_\d{6}Z)\.json")
 LEFTOVER_AGE = timedelta(hours=24)
 CLOCKS_DIFFER = timedelta(hours=1)
@@ -285,7 +285,7 @@ class Repository:
 
     def latest_proofs(self, backup_id: str) -> dict[str, Proof]:
         """The newest record of each proof, by name (``verification``, ``restore_test``)."""
-        newest = {path.name.rpartition("_2")[0]: path for path in self._proof_files(backup_id)}
+        newest = {path.name.rpartition("_")[0]: path for path in self._proof_files(backup_id)}
         return {name: self._proof(path) for name, path in newest.items()}
 
     def proof_files(self, after: str = "") -> list[Path]:
@@ -318,7 +318,7 @@ class Repository:
             return []
         return [
             self.root / _PROOFS / backup_id / name
-            for name in sorted(names, key=lambda name: name.rpartition("_2")[2])
+            for name in sorted(names, key=lambda name: name.rpartition("_")[2])
             if name.endswith(".json") and not name.startswith(".")
         ]
 
