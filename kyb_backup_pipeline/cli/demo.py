@@ -2,10 +2,11 @@
 
 import json
 import time
+from pathlib import Path
 
 import click
 
-from kyb_backup_pipeline.cli.session import Session, size
+from kyb_backup_pipeline.cli.session import sandbox_folder, size
 from kyb_backup_pipeline.engine import config, process
 from kyb_backup_pipeline.engine.errors import ProofFailed
 from kyb_backup_pipeline.engine.manifest import utc_now
@@ -30,14 +31,14 @@ Examples:
   kyb-backup up                                       (then look at it in the Dagster UI)
   kyb-backup --config .kyb/kyb_backup.toml list""",
 )
-@click.pass_obj
-def command(session: Session) -> None:
+@sandbox_folder
+def command(folder: Path | None) -> None:
     """Make a sample platform, then back it up, verify, restore and compare it through Dagster.
 
     Leaves the sandbox under .kyb with its services running ("down" stops them) and can be run again:
     each run proves a new backup.
     """
-    place = find_place()
+    place = find_place(folder)
     began = time.monotonic()
     start_sandbox(place, lambda text: click.echo(f"• {text}"))
     backup_id = new_id("backup", utc_now())

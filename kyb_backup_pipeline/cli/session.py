@@ -91,6 +91,16 @@ def with_session(command: _Command) -> _Command:
     return called  # type: ignore[return-value]
 
 
+def sandbox_folder(command: _Command) -> _Command:
+    """Let a verb of the sandbox be told where that is."""
+    option = click.option(
+        "--folder",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Where the sandbox lies. Default: .kyb in the checkout.",
+    )
+    return option(command)
+
+
 def _log_file(path: Path) -> logging.Handler:
     try:
         handler = logging.handlers.RotatingFileHandler(

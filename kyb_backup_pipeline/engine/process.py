@@ -33,6 +33,7 @@ _STDERR_TAIL = 4000
 _PIPE_SIZE = 1 << 20
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "KRB5CCNAME", "SSL_CERT_FILE")
 _SECRET_NAMES = ("PGPASSWORD",)
+_MASKABLE = 8
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -356,7 +357,8 @@ def _as_account(account: Account | None) -> dict[str, Any]:
 
 def _masked(text: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
-        text = text.replace(secret, "********")
+        if len(secret) >= _MASKABLE:  # masking short ones would mutilate words, and tell them
+            text = text.replace(secret, "********")
     return text
 
 

@@ -60,7 +60,7 @@ _LAYOUT = (*dict.fromkeys(FOLDERS.values()), _PROOFS, "application/logs", "monit
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PARTIAL = ".partial"
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
-_RECORD = re.compile(r"[a-z_]+_(\d{8}T\d{6}_\d{6}Z)\.json")
+_RECORD = re.compile(r"[a-z_]+_(\d{8}T\d{6}\.\d{6}Z)\.json")
 LEFTOVER_AGE = timedelta(hours=24)
 CLOCKS_DIFFER = timedelta(hours=1)
 """What the clock of a file server and ours may differ at most."""

@@ -106,15 +106,18 @@ class Place:
         return Path(f"/var/tmp/kyb-sandbox-{digest}")
 
 
-def find_place() -> Place:
-    """The sandbox of the checkout this package runs from. Raises Refused if it is no checkout."""
+def find_place(folder: Path | None) -> Place:
+    """The sandbox in ``folder``, by default ``.kyb`` of the checkout this package runs from.
+
+    Raises Refused if it is no checkout.
+    """
     project = Path(kyb_backup_pipeline.__file__).resolve().parent.parent
     if not (project / "dagster.yaml").is_file() or not (project / "workspace.yaml").is_file():
         raise Refused(
             f"{project} is no checkout of the project: dagster.yaml and workspace.yaml are missing",
             hint="the sandbox is for a checkout (git clone, make demo)",
         )
-    return Place(project=project, root=project / ".kyb")
+    return Place(project=project, root=(folder or project / ".kyb").resolve())
 
 
 def _reaches(account: Account, folder: Path) -> bool:

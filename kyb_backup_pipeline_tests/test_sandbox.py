@@ -1,0 +1,122 @@
+"""The sandbox: `demo` twice, `up`, a launch through Dagster's API with an own id, `down`.
+
+A real Dagster instance with PostgreSQL storage, its webserver and its daemon.
+"""
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kyb_backup_pipeline.sandbox.cluster import free_port
+from kyb_backup_pipeline_tests.running import Cli, wait_until
+
+_LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
+  __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
+_RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+_PARTITIONS = """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) {
+  ... on AssetNode { assetPartitionStatuses {
+    ... on DefaultPartitionStatuses { materializedPartitions failedPartitions } } } } }"""
+_ASSETS = ("full_backup", "full_backup_verification", "full_backup_restore_test")
+
+
+@pytest.fixture(scope="module")
+def folder(place: Path) -> Iterator[Path]:
+    """A sandbox of our own, away from the checkout's."""
+    folder = place / "sandbox"
+    yield folder
+    assert Cli(None).run("down", "--folder", str(folder)).returncode == 0
+    assert not list(folder.glob("run/*.pid"))
+    assert not list(folder.glob("clusters/*/data/postmaster.pid"))
+
+
+def test_the_demo_proves_a_backup_through_dagster_and_can_run_again(folder: Path) -> None:
+    cli = Cli(None)
+    ids = []
+    for _ in range(2):
+        run = cli.run("demo", "--folder", str(folder))
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert re.search(r"verified +passed", run.stdout)
+        assert re.search(r"restored +passed", run.stdout)
+        assert "340,000 rows, 0 differ" in run.stdout
+        ids += re.findall(r"^(backup_\d+_\d+)$", run.stdout, re.M)
+    assert len(set(ids)) == 2
+    mine = Cli(folder / "kyb_backup.toml")
+    listed = json.loads(mine.run("list", "--json").stdout)
+    assert {line["id"]: line["restore_test"] for line in listed} == dict.fromkeys(ids, "passed")
+    assert mine.run("check").returncode == 0
+    port = (folder / "run" / "platform.port").read_text().strip()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+        assert json.load(answer) == {"status": "ok"}
+
+
+def test_the_ui_shows_backups_of_the_command_line_and_launches_one_with_an_own_id(
+    folder: Path,
+) -> None:
+    port = free_port()
+    cli = Cli(None)
+    run = cli.run("up", "--folder", str(folder), "--port", str(port))
+    assert run.returncode == 0, run.stdout + run.stderr
+    mine = Cli(folder / "kyb_backup.toml")
+    for command in (
+        ["backup", "full", "--id", "by_hand"],
+        ["verify", "by_hand"],
+        ["drill", "by_hand"],
+    ):
+        assert mine.run(*command).returncode == 0
+    began = time.monotonic()
+    launched = ask(
+        port,
+        _LAUNCH,
+        params={
+            "selector": {
+                "repositoryLocationName": "kyb_backup_pipeline",
+                "repositoryName": "__repository__",
+                "jobName": "full_backup_job",
+            },
+            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": "own_id"}]},
+        },
+    )["launchRun"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+
+    def status() -> str:
+        run = ask(port, _RUN, id=launched["run"]["runId"])["runOrError"]
+        return str(run["status"])
+
+    wait_until(lambda: status() in ("SUCCESS", "FAILURE", "CANCELED"), "the run ends", 180)
+    assert status() == "SUCCESS"
+    assert time.monotonic() - began > 0
+    for asset in _ASSETS:
+        wait_until(
+            lambda asset=asset: {"own_id", "by_hand"} <= materialized(port, asset),
+            f"both backups are green in {asset}",
+            120,
+        )
+    pages = json.dumps(ask(port, "{ runsOrError { ... on Runs { results { runConfigYaml tags "
+                                 "{ key value } } } } instance { info } }"))  # fmt: skip
+    for secret in (folder / "secrets").iterdir():
+        assert secret.read_text() not in pages
+
+
+def materialized(port: int, asset: str) -> set[str]:
+    """The partitions of an asset that are green."""
+    node = ask(port, _PARTITIONS, key={"path": [asset]})["assetNodeOrError"]
+    return set(node["assetPartitionStatuses"]["materializedPartitions"])
+
+
+def ask(port: int, query: str, **variables: Any) -> Any:
+    """A question to Dagster's API."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql",
+        json.dumps({"query": query, "variables": variables}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        document = json.load(answer)
+    assert "errors" not in document, document
+    return document["data"]
