@@ -22,13 +22,25 @@ def _own(catalog: str, oid: str = "o.oid") -> str:
 
 
 def _grants(acl: str, letter: str, owner: str) -> str:
+    """Grants on an object, the default ones where none were made."""
+    return _explode(f"coalesce({acl}, acldefault('{letter}', {owner}))")
+
+
+def _explode(acl: str) -> str:
     """Grants as ``role=privilege`` in a fixed order, without the grantor."""
     return f"""(SELECT string_agg(coalesce(r.rolname, 'PUBLIC') || '=' || a.privilege_type
         || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ' '
         ORDER BY r.rolname COLLATE "C", a.privilege_type, a.is_grantable)
         FROM (SELECT DISTINCT grantee, privilege_type, is_grantable
-              FROM aclexplode(coalesce({acl}, acldefault('{letter}', {owner})))) a
+              FROM aclexplode({acl})) a
         LEFT JOIN pg_roles r ON r.oid = a.grantee)"""
+
+
+def _columns(numbers: str, relation: str) -> str:
+    """The names of columns by their numbers, in their order; an expression has none."""
+    return f"""(SELECT string_agg(coalesce(quote_ident(a.attname), '(expression)'), ',' ORDER BY k.n)
+        FROM unnest({numbers}::int2[]) WITH ORDINALITY AS k(attnum, n)
+        LEFT JOIN pg_attribute a ON a.attrelid = {relation} AND a.attnum = k.attnum)"""
 
 
 def _plain(catalog: str, detail: str = "''", where: str = "true") -> str:
@@ -48,6 +60,8 @@ _RELATION_DETAIL = f"""concat_ws(' ', 'owner', pg_get_userbyid(o.relowner),
     CASE o.relpersistence WHEN 'u' THEN 'unlogged' END,
     CASE WHEN o.relrowsecurity THEN 'row security' END,
     CASE WHEN o.relforcerowsecurity THEN 'forced' END,
+    'in ' || (SELECT string_agg(h.inhparent::regclass::text, ',' ORDER BY h.inhseqno)
+              FROM pg_inherits h WHERE h.inhrelid = o.oid),
     'grants', {_grants("o.relacl", "r", "o.relowner")})"""
 
 _ON_OWN_TABLE = f"""JOIN pg_class c ON c.oid = o.{{column}}
@@ -80,18 +94,23 @@ _QUERIES: Mapping[str, str] = {
             concat_ws(' ', format_type(o.atttypid, o.atttypmod),
             CASE WHEN o.attnotnull THEN 'not null' END, CASE WHEN o.atthasdef AND o.attinhcount = 0 THEN 'default' END,
             'identity ' || nullif(o.attidentity::text, ''),
-            'generated ' || nullif(o.attgenerated::text, ''))
+            'generated ' || nullif(o.attgenerated::text, ''), 'grants ' || {_explode("o.attacl")})
         FROM pg_attribute o {_on_table("attrelid")} AND c.relkind IN ('r', 'p', 'f')
           AND o.attnum > 0 AND NOT o.attisdropped""",
     "index": f"""SELECT o.indexrelid::regclass::text, concat_ws(' ', 'on', c.oid::regclass,
             am.amname, CASE WHEN o.indisunique THEN 'unique' END,
-            CASE WHEN o.indisprimary THEN 'primary' END, o.indnatts)
+            CASE WHEN o.indisprimary THEN 'primary' END, o.indnkeyatts,
+            {_columns("o.indkey", "o.indrelid")}, o.indoption,
+            CASE WHEN o.indpred IS NOT NULL THEN 'partial' END)
         FROM pg_index o JOIN pg_class i ON i.oid = o.indexrelid JOIN pg_am am ON am.oid = i.relam
         {_on_table("indrelid")} AND (o.indisvalid OR c.relkind = 'p') AND o.indisready""",
     "constraint": f"""SELECT quote_ident(o.conname) || ' on ' || c.oid::regclass, concat_ws(' ',
             o.contype, CASE WHEN o.convalidated THEN 'valid' END,
             CASE WHEN o.condeferrable THEN 'deferrable' END,
-            CASE WHEN o.condeferred THEN 'deferred' END, 'to ' || nullif(o.confrelid, 0)::regclass)
+            CASE WHEN o.condeferred THEN 'deferred' END,
+            CASE WHEN o.contype = 'f' THEN concat_ws(' ', {_columns("o.conkey", "o.conrelid")}, 'to',
+                o.confrelid::regclass, {_columns("o.confkey", "o.confrelid")},
+                o.confupdtype, o.confdeltype, o.confmatchtype) END)
         FROM pg_constraint o {_on_table("conrelid")} AND o.contype IN ('c', 'f', 'p', 'u', 'x')
           AND (o.contype <> 'f' OR o.conparentid = 0)""",
     "domain constraint": f"""SELECT quote_ident(o.conname) || ' on ' || t.oid::regtype, ''
@@ -99,12 +118,16 @@ _QUERIES: Mapping[str, str] = {
         JOIN pg_namespace n ON n.oid = t.typnamespace
         WHERE {_SCHEMAS} AND o.contype = 'c' AND {_own("pg_type", "t.oid")}""",
     "trigger": f"""SELECT quote_ident(o.tgname) || ' on ' || c.oid::regclass, concat_ws(' ',
-            o.tgenabled, o.tgfoid::regprocedure)
+            o.tgenabled, o.tgtype, o.tgfoid::regprocedure, encode(o.tgargs, 'hex'),
+            {_columns("o.tgattr", "o.tgrelid")}, CASE WHEN o.tgqual IS NOT NULL THEN 'when' END,
+            CASE WHEN o.tgdeferrable THEN 'deferrable' END)
         FROM pg_trigger o {_on_table("tgrelid")} AND NOT o.tgisinternal AND o.tgparentid = 0""",
     "rule": f"""SELECT quote_ident(o.rulename) || ' on ' || c.oid::regclass, o.ev_enabled::text
         FROM pg_rewrite o {_on_table("ev_class")} AND o.rulename <> '_RETURN'""",
     "policy": f"""SELECT quote_ident(o.polname) || ' on ' || c.oid::regclass, concat_ws(' ',
-            o.polcmd, CASE WHEN o.polpermissive THEN 'permissive' END)
+            o.polcmd, CASE WHEN o.polpermissive THEN 'permissive' END, 'to',
+            (SELECT string_agg(coalesce(r.rolname, 'PUBLIC'), ',' ORDER BY r.rolname COLLATE "C")
+             FROM unnest(o.polroles) AS p(oid) LEFT JOIN pg_roles r ON r.oid = p.oid))
         FROM pg_policy o {_on_table("polrelid")}""",
     "extended statistics": _plain("pg_statistic_ext"),
     "type": f"""SELECT o.oid::regtype::text, concat_ws(' ', o.typtype,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from kyb_backup_pipeline.engine.evidence import Evidence, SequenceState
 from kyb_backup_pipeline.engine.manifest import Finding
 
-
 _SLOW_CYCLE = 1_000_000
 """A sequence that cycles within fewer values cannot be held to an interval."""
 
@@ -47,7 +46,7 @@ def compare(source: Evidence, restored: Evidence) -> Comparison:
         *_tables(source, restored),
         *_sequences(source, restored),
         *_objects(source, restored, details=same_major),
-        *_roles(source, restored),
+        *_roles(source, restored, details=same_major),
         *_large_objects(source, restored),
         *_populated(source, restored),
     )
@@ -130,9 +129,15 @@ def _objects(source: Evidence, restored: Evidence, *, details: bool) -> Iterator
                 yield Finding(object=f"{kind} {name}", message="is there, but the source had none")
 
 
-def _roles(source: Evidence, restored: Evidence) -> Iterator[Finding]:
-    for name in sorted(set(source.roles) - set(restored.roles)):
-        yield Finding(object=f"role {name}", message="is missing after restore")
+def _roles(source: Evidence, restored: Evidence, *, details: bool) -> Iterator[Finding]:
+    for name, detail in source.roles.items():
+        actual = restored.roles.get(name)
+        if actual is None:
+            yield Finding(object=f"role {name}", message="is missing after restore")
+        elif details and actual != detail:
+            yield Finding(
+                object=f"role {name}", message=f"is {actual!r}, the source had {detail!r}"
+            )
 
 
 def _large_objects(source: Evidence, restored: Evidence) -> Iterator[Finding]:

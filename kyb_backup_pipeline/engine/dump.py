@@ -33,7 +33,8 @@ PLAIN_FILE = "database.sql."
 """The beginning of its name: ``database.sql.zst`` or ``database.sql.gz``."""
 DIRECTORY = "database.dir"
 
-_TAIL = 512
+EDGE = 4096
+"""How many bytes of a dump's beginning and end tell whether it is whole."""
 _POLL = 0.25
 _COMPLETE = re.compile(
     rb"\n-- PostgreSQL database dump complete\n--\n+(?:\\unrestrict (\w+)\n+)?\Z"
@@ -140,8 +141,8 @@ def _plain(
                 size += len(block)
 
         for block in _blocks(child, settings.stall_timeout, watch):
-            head = head or bytes(block[:_TAIL])
-            tail = (tail + bytes(block[-_TAIL:]))[-_TAIL:]
+            head = head or bytes(block[:EDGE])
+            tail = (tail + bytes(block[-EDGE:]))[-EDGE:]
             total += len(block)
             keep(squeeze.compress(block))
             report(Progress(step="dump", done=total, detail=f"{size} written"))
@@ -325,5 +326,5 @@ def dumping_globals(
             except process.ProcessFailed as error:
                 raise _dump_error(error) from error
         os.fsync(out.fileno())
-    if _GLOBALS_COMPLETE not in path.read_bytes()[-_TAIL:]:
+    if _GLOBALS_COMPLETE not in path.read_bytes()[-EDGE:]:
         raise BackupFailed("pg_dumpall ended with 0, but its output has no proper end")

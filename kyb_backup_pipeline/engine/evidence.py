@@ -69,7 +69,7 @@ class Evidence(_Fact):
     tables: dict[str, TableContent]
     sequences: dict[str, SequenceState]
     objects: dict[str, dict[str, str]]
-    roles: tuple[str, ...]
+    roles: dict[str, str]
     large_objects: LargeObjects | None
     populated: dict[str, bool]
     seconds: float
@@ -186,10 +186,23 @@ def read_sequences(connection: psycopg.Connection) -> dict[str, SequenceState]:
     return states
 
 
-def read_roles(connection: psycopg.Connection) -> tuple[str, ...]:
-    """All roles of the cluster but the predefined ones."""
-    rows = connection.execute("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1")
-    return tuple(name for (name,) in rows.fetchall())
+def read_roles(connection: psycopg.Connection) -> dict[str, str]:
+    """All roles of the cluster but the predefined ones, with attributes and memberships."""
+    rows = connection.execute(
+        """
+        SELECT r.rolname, concat_ws(' ', CASE WHEN r.rolsuper THEN 'superuser' END,
+            CASE WHEN r.rolcanlogin THEN 'login' END, CASE WHEN r.rolcreatedb THEN 'createdb' END,
+            CASE WHEN r.rolcreaterole THEN 'createrole' END,
+            CASE WHEN NOT r.rolinherit THEN 'noinherit' END,
+            CASE WHEN r.rolreplication THEN 'replication' END,
+            CASE WHEN r.rolbypassrls THEN 'bypassrls' END, 'limit ' || nullif(r.rolconnlimit, -1),
+            'in ' || (SELECT string_agg(DISTINCT quote_ident(g.rolname), ',')
+                      FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
+                      WHERE m.member = r.oid))
+        FROM pg_roles r WHERE r.rolname !~ '^pg_' ORDER BY 1
+        """
+    )
+    return dict(rows.fetchall())
 
 
 def read_large_objects(connection: psycopg.Connection) -> LargeObjects:

@@ -301,8 +301,8 @@ def _dump_with_evidence(
                 abandon(snapshot.connection)
     with connect(plan.target, FIXED_SETTINGS) as connection:
         after = read_sequences(connection)
-        roles = set(read_roles(connection))  # one that was dropped meanwhile proves nothing
-    kept = tuple(role for role in evidence.roles if role in roles)
+        roles = read_roles(connection)  # one that was altered meanwhile proves nothing
+    kept = {name: detail for name, detail in evidence.roles.items() if roles.get(name) == detail}
     return dumped, with_sequences_after(evidence, after).model_copy(update={"roles": kept})
 
 

@@ -29,7 +29,8 @@ from kyb_backup_pipeline.engine.errors import KybError
 
 _log = logging.getLogger(__name__)
 
-_STDERR_TAIL = 4000
+_STDERR_KEPT = 1 << 16
+_STDERR_SHOWN = 4000
 _PIPE_SIZE = 1 << 20
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "KRB5CCNAME", "SSL_CERT_FILE")
 _SECRET_NAMES = ("PGPASSWORD",)
@@ -68,7 +69,8 @@ class ProcessFailed(KybError):
         self.program = program
         self.status = status
         self.stderr = stderr.strip()
-        super().__init__(f"{program} {status}" + (f": {self.stderr}" if self.stderr else ""))
+        shown = self.stderr[-_STDERR_SHOWN:]
+        super().__init__(f"{program} {status}" + (f": {shown}" if shown else ""))
 
 
 class Child:
@@ -109,7 +111,7 @@ class Child:
     def stderr_tail(self) -> str:
         """The last lines the program wrote to stderr, secrets masked."""
         size = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, size - _STDERR_TAIL))
+        self._stderr.seek(max(0, size - _STDERR_KEPT))
         return _masked(self._stderr.read().decode(errors="replace"), self._secrets)
 
     def finish(self, deadline: float | None) -> str:

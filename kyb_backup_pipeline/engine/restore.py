@@ -22,7 +22,7 @@ from psycopg import sql
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
-from kyb_backup_pipeline.engine.dump import DIRECTORY, GLOBALS_FILE
+from kyb_backup_pipeline.engine.dump import DIRECTORY, EDGE, GLOBALS_FILE, is_complete
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, RestoreFailed
 from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
 from kyb_backup_pipeline.engine.manifest import Manifest, Requirements
@@ -40,13 +40,18 @@ _MISSING_HERE = (
     (r'could not (?:access file|load library) "(?P<what>[^"]+)"', "the library {what} is missing"),
     (r'collation "(?P<what>[^"]+)" for encoding "[^"]+" does not exist',
      "the collation {what} is missing"),
-    (r"invalid (?:LC_COLLATE|LC_CTYPE|locale) (?:locale )?name:? \"(?P<what>[^\"]*)\"",
+    (r'invalid (?:LC_COLLATE|LC_CTYPE|locale) (?:locale )?name:? "(?P<what>[^"]*)"',
      "the locale {what} is missing"),
-    (r"could not create locale \"(?P<what>[^\"]+)\"", "the locale {what} is missing"),
-    (r"(?P<what>ICU|compression method lz4|unsupported XML feature|libxml)",
-     "this build of PostgreSQL lacks {what}"),
-    (r"(?P<what>No space left on device)", "{what}"),
+    (r'could not create locale "(?P<what>[^"]+)"', "the locale {what} is missing"),
+    (r"(?P<what>ICU|XML|libxml) is not supported", "this build of PostgreSQL lacks {what}"),
+    (r"unsupported (?P<what>XML) feature", "this build of PostgreSQL lacks {what}"),
+    (r"compression method (?P<what>lz4) not supported", "this build of PostgreSQL lacks {what}"),
+    (r"could not .*: (?P<what>No space left on device)", "{what}"),
 )  # fmt: skip
+"""What PostgreSQL says, from the first word of its message, when it is the server that lacks something.
+
+Only from the first word: the rows of a dump may speak of anything, and messages quote them.
+"""
 _INSTALL = "install the server packages of that major version with their contrib and locales"
 
 
@@ -58,15 +63,21 @@ class Source:
     manifest: Manifest
 
 
-def missing_here(text: str) -> CouldNotVerify | None:
-    """The error for an environment that lacks something, if ``text`` (of PostgreSQL) says so."""
-    for pattern, message in _MISSING_HERE:
-        match = re.search(pattern, text)
+def missing_here(message: str | None) -> CouldNotVerify | None:
+    """The error for an environment that lacks something, if PostgreSQL's ``message`` says so."""
+    for pattern, explanation in _MISSING_HERE:
+        match = re.match(pattern, message or "")
         if match:
-            what = message.format(what=match["what"])
+            what = explanation.format(what=match["what"])
             return CouldNotVerify(f"the throwaway server cannot take this backup: {what}",
                                   hint=_INSTALL)  # fmt: skip
     return None
+
+
+def _server_message(stderr: str) -> str | None:
+    """The first error of the server in what psql or pg_restore wrote."""
+    match = re.search(r"(?:ERROR|FATAL|PANIC):\s+(.*)", stderr)
+    return match.group(1) if match else None
 
 
 def check_requirements(target: Target, requirements: Requirements) -> None:
@@ -133,7 +144,7 @@ def create_database(target: Target, name: str, requirements: Requirements) -> No
         except psycopg.errors.DuplicateDatabase as error:
             raise RestoreFailed(f"a database {name!r} exists already") from error
         except psycopg.Error as error:
-            raise missing_here(str(error)) or CouldNotVerify(
+            raise missing_here(error.diag.message_primary) or CouldNotVerify(
                 f"no database like the source's can be made here: {_first_line(error)}",
                 hint=_INSTALL,
             ) from error
@@ -181,7 +192,7 @@ def load_dump(
         else:
             _psql(source, programs, session, stall_timeout, single_transaction, report)
     except process.ProcessFailed as error:
-        raise missing_here(error.stderr) or RestoreFailed(
+        raise missing_here(_server_message(error.stderr)) or RestoreFailed(
             f"the dump does not load: {_error_line(error)}"
         ) from error
 
@@ -211,11 +222,14 @@ def _psql(
     ):
         process.widen_pipe(child.stdin)
         stream = Decompressor(method_of(file))
+        head = tail = b""
         done = 0
         try:
             while block := compressed.read(BLOCK):
                 digest.update(block)
                 for piece in stream.feed(block):
+                    head = head or piece[:EDGE]
+                    tail = (tail + piece[-EDGE:])[-EDGE:]
                     process.feed(child, piece, stall_timeout)
                 done += len(block)
                 report(Progress(step="restore", done=done, total=file.size, detail=file.path))
@@ -227,6 +241,8 @@ def _psql(
         child.finish(stall_timeout)
     if not stream.complete or digest.hexdigest() != file.sha256:
         raise RestoreFailed(f"{file.path} has another SHA-256 than the manifest says")
+    if not is_complete(tail, head):
+        raise RestoreFailed(f"{file.path} holds an unfinished dump: pg_dump's last line is missing")
 
 
 def _psql_argv(programs: Programs, options: list[str]) -> list[str | Path]:

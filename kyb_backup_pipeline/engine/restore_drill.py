@@ -157,7 +157,7 @@ def _drill(settings: Settings, backup: Backup, course: _Course, report: Reporter
         try:
             _prove(settings, source, origin, evidence, cluster, course, report)
         except psycopg.Error as error:
-            raise missing_here(str(error)) or RestoreFailed(
+            raise missing_here(error.diag.message_primary) or RestoreFailed(
                 f"the restored database does not answer: {str(error).strip()}"
             ) from error
 
@@ -196,6 +196,8 @@ def _whole(backup: Backup, course: _Course, report: Reporter) -> Manifest | None
             elif not (backup.folder / file.path).is_file():
                 seen.found(file.path, "is missing")
     course.findings += seen.findings
+    if not seen.findings and seen.unverifiable is not None:
+        raise seen.unverifiable
     return manifest if not seen.findings else None
 
 

@@ -25,6 +25,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from kyb_backup_pipeline.engine.errors import (
+    CouldNotVerify,
     InvalidRequest,
     KybError,
     Locked,
@@ -252,7 +253,13 @@ class Repository:
     @contextlib.contextmanager
     def reading(self, backup: Backup) -> Iterator[None]:
         """Hold a shared lock on a backup, so that nothing deletes it meanwhile."""
-        descriptor = os.open(backup.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(backup.folder, os.O_RDONLY | os.O_DIRECTORY)
+        except PermissionError as error:
+            raise CouldNotVerify(
+                f"{backup.folder} may not be read by this user",
+                hint="run as the repository's owner",
+            ) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

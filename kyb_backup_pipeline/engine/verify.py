@@ -21,8 +21,17 @@ from pathlib import Path, PurePosixPath
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor, Method
 from kyb_backup_pipeline.engine.config import PostgresSettings
-from kyb_backup_pipeline.engine.dump import DIRECTORY, PLAIN_FILE, checksum_of_files, is_complete
+from kyb_backup_pipeline.engine.dump import (
+    DIRECTORY,
+    EDGE,
+    GLOBALS_FILE,
+    PLAIN_FILE,
+    checksum_of_files,
+    is_complete,
+)
 from kyb_backup_pipeline.engine.errors import BackupFailed, CouldNotVerify, KybError
+from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE
+from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
     MANIFEST_CHECKSUM,
@@ -39,7 +48,6 @@ from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
 
 LEGACY_FILE = "database.sql.gz"
-_EDGE = 4096
 _TABLE_DATA = re.compile(r"/\d+\.dat\.(gz|zst)$")
 """Data of one table in directory format, and the line of their own that pg_dump ends them with."""
 _TABLE_END = re.compile(rb"(?:\A|\n)\\\.\n+\Z")
@@ -57,6 +65,15 @@ class Examination:
     def found(self, what: str, message: str) -> None:
         self.findings.append(Finding(object=what, message=message))
 
+    def unreadable(self, what: str, error: OSError) -> None:
+        """A file that cannot be read: bad, unless it is only this user who may not."""
+        if isinstance(error, PermissionError):
+            self.unverifiable = CouldNotVerify(
+                f"{what} may not be read by this user", hint="run as the repository's owner"
+            )
+        else:
+            self.found(what, f"cannot be read: {error.strerror}")
+
 
 def verify_backup(
     repository: Repository,
@@ -68,11 +85,15 @@ def verify_backup(
     run_id: str | None = None,
 ) -> Proof:
     """Verify one backup and keep the record. A bad backup is a verdict, not an exception."""
-    with repository.reading(backup):
-        seen = Examination()
-        manifest = examine_manifest(backup, seen)
-        if manifest is not None:
-            _examine_files(backup, manifest, programs, seen, report)
+    seen = Examination()
+    manifest = None
+    try:
+        with repository.reading(backup):
+            manifest = examine_manifest(backup, seen)
+            if manifest is not None:
+                _examine_files(backup, manifest, programs, seen, report)
+    except CouldNotVerify as error:
+        seen.unverifiable = error
     proof = _judge(backup, manifest, seen, now, run_id)
     repository.record(proof)
     return proof
@@ -122,7 +143,7 @@ def examine_manifest(backup: Backup, seen: Examination) -> Manifest | None:
         content = path.read_bytes()
         manifest = parse_manifest(content, where=MANIFEST)
     except OSError as error:
-        seen.found(MANIFEST, f"cannot be read: {error.strerror}")
+        seen.unreadable(MANIFEST, error)
         return None
     except KybError as error:
         seen.found(MANIFEST, error.message.removeprefix(f"{MANIFEST} "))
@@ -138,19 +159,38 @@ def examine_manifest(backup: Backup, seen: Examination) -> Manifest | None:
         else:
             seen.notes.append("made by the old scripts: the manifest itself has no checksum")
     except OSError as error:
-        seen.found(MANIFEST_CHECKSUM, f"cannot be read: {error.strerror}")
+        seen.unreadable(MANIFEST_CHECKSUM, error)
     if manifest.backup_id != backup.folder.name:
         seen.found(MANIFEST, f"belongs to another backup, {manifest.backup_id!r}")
-    if manifest.dump_format == "directory":
-        dump_files = tuple(f for f in manifest.files if f.path.startswith(f"{DIRECTORY}/"))
-        if checksum_of_files(dump_files) != manifest.checksum:
-            seen.found(MANIFEST, "its checksum does not fit its list of files")
+    if not manifest.legacy:
+        for problem in _contradictions(manifest):
+            seen.found(MANIFEST, problem)
     return manifest
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What a manifest says against itself: parts of a backup that it does not list."""
+    listed = {file.path for file in manifest.files}
+    wanted = {GLOBALS_FILE, DATABASE_FILE}
+    if manifest.evidence is not None and manifest.evidence.mode == "content":
+        wanted.add(EVIDENCE_FILE)
+    for name in sorted(wanted - listed):
+        yield f"lists no {name}"
+    if manifest.dump_format == "directory":
+        dump = tuple(f for f in manifest.files if f.path.startswith(f"{DIRECTORY}/"))
+        checksum = checksum_of_files(dump)
+    else:
+        dump = tuple(f for f in manifest.files if f.path.startswith(PLAIN_FILE))
+        checksum = dump[0].sha256 if len(dump) == 1 else ""
+    if not dump:
+        yield "lists no dump"
+    elif checksum != manifest.checksum or sum(f.size for f in dump) != manifest.file_size:
+        yield "has a checksum or size that does not fit its list of files"
 
 
 def files_of(manifest: Manifest) -> tuple[BackupFile, ...]:
     """The files of a backup; for one of the old scripts the only one it has."""
-    if manifest.files:
+    if not manifest.legacy:
         return manifest.files
     return (BackupFile(path=LEGACY_FILE, size=manifest.file_size, sha256=manifest.checksum),)
 
@@ -228,7 +268,7 @@ def _read_checked(folder: Path, file: BackupFile, seen: Examination) -> Iterator
         seen.found(file.path, "is missing")
         return
     except OSError as error:
-        seen.found(file.path, f"cannot be read: {error.strerror}")
+        seen.unreadable(file.path, error)
         return
     seen.read += size
     if size != file.size:
@@ -250,12 +290,12 @@ def _examine_compressed(
         done += len(block)
         try:
             for piece in stream.feed(block) if stream else ():
-                head = head or piece[:_EDGE]
-                tail = (tail + piece[-_EDGE:])[-_EDGE:]
+                head = head or piece[:EDGE]
+                tail = (tail + piece[-EDGE:])[-EDGE:]
         except CorruptStream as error:
             damage, stream = error.message, None
         report(Progress(step="verify", done=min(done, total - 1), total=total, detail=file.path))
-    if len(seen.findings) > before:
+    if len(seen.findings) > before or seen.unverifiable is not None:
         return
     if damage is not None:
         seen.found(file.path, damage)
@@ -271,7 +311,7 @@ def _examine_directory(
     place: Path, manifest: Manifest, programs: PostgresSettings, seen: Examination
 ) -> None:
     """Does the table of contents read, and is there data for each table it names?"""
-    if seen.findings:
+    if seen.findings or seen.unverifiable is not None:
         return
     version = manifest.tool_versions.get("pg_dump", manifest.server_version or "0")
     try:
@@ -288,3 +328,17 @@ def _examine_directory(
     for number, rest in entries:
         if " TABLE DATA " in rest and number.strip() not in present:
             seen.found(f"{DIRECTORY}/{number.strip()}.dat", f"is missing, the data of {rest[:80]}")
+    if any(" BLOBS " in rest for _, rest in entries):
+        _examine_large_objects(place, present, seen)
+
+
+def _examine_large_objects(place: Path, present: set[str], seen: Examination) -> None:
+    """pg_dump lists the files of large objects in tables of contents of their own."""
+    contents = sorted(place.glob("blobs*.toc"))
+    if not contents:
+        seen.found(f"{DIRECTORY}/blobs.toc", "is missing, the list of the large objects")
+    for path in contents:
+        for line in path.read_text().splitlines():
+            name = line.split()[-1]
+            if name.split(".")[0] not in present:
+                seen.found(f"{DIRECTORY}/{name}", f"is missing, a large object of {path.name}")
