@@ -1,0 +1,109 @@
+"""How Dagster shows a backup: its numbers, and the checks that need no proof."""
+
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+import dagster as dg
+
+from kyb_backup_pipeline.engine.manifest import Manifest
+from kyb_backup_pipeline.engine.store import Backup
+
+_EARLIER = 7
+_SHRUNK = 0.5
+
+
+def backup_metadata(backup: Backup) -> dict[str, Any]:
+    """The figures of a backup. Sizes in bytes, times in seconds, so that the UI plots them."""
+    manifest = backup.require_manifest()
+    metadata = {
+        "bytes": manifest.total_size,
+        "dagster/size_bytes": manifest.total_size,
+        "files": len(manifest.files) or 1,
+        "format": f"{manifest.dump_format}, {manifest.compression}",
+        "path": dg.MetadataValue.path(str(backup.folder)),
+        "finished_at": dg.MetadataValue.timestamp(manifest.completed_at),
+        "made_by": _maker(manifest),
+    }
+    if manifest.uncompressed_size:
+        metadata["uncompressed_bytes"] = manifest.uncompressed_size
+        metadata["compression_ratio"] = manifest.uncompressed_size / max(manifest.total_size, 1)
+    if manifest.started_at is not None:
+        seconds = (manifest.completed_at - manifest.started_at).total_seconds()
+        metadata["seconds"] = seconds
+        metadata["bytes_per_second"] = (
+            manifest.uncompressed_size or manifest.total_size
+        ) / max(seconds, 0.001)  # fmt: skip
+    if manifest.database is not None:
+        metadata["database"] = f"{manifest.database.name} on {manifest.database.host}"
+    if manifest.server_version is not None:
+        metadata["server_version"] = manifest.server_version
+    if manifest.label is not None:
+        metadata["label"] = manifest.label
+    return metadata | _evidence_metadata(manifest)
+
+
+def backup_checks(manifest: Manifest, backups: Iterable[Backup]) -> list[dg.AssetCheckResult]:
+    """Is there evidence, and is the size what it usually is? Both only warn.
+
+    ``backups`` are those of the repository, the newest first.
+    """
+    return [_evidence_check(manifest), _size_check(manifest, backups)]
+
+
+def _maker(manifest: Manifest) -> str:
+    if manifest.legacy:
+        return "the old scripts"
+    return "the command line" if manifest.run_id is None else "Dagster"
+
+
+def _evidence_metadata(manifest: Manifest) -> dict[str, Any]:
+    evidence = manifest.evidence
+    if evidence is None or evidence.mode == "none":
+        return {"evidence": "none"}
+    return {
+        "evidence": evidence.mode,
+        "dagster/row_count": evidence.rows,
+        "tables": evidence.tables,
+        "objects": evidence.objects,
+        "evidence_seconds": evidence.seconds,
+    }
+
+
+def _evidence_check(manifest: Manifest) -> dg.AssetCheckResult:
+    metadata = _evidence_metadata(manifest)
+    taken = metadata["evidence"] != "none"
+    return dg.AssetCheckResult(
+        check_name="evidence_taken",
+        passed=taken,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="what the source held is recorded, in the snapshot of the dump"
+        if taken
+        else "nothing is recorded that a restore could be compared with",
+        metadata=metadata,
+    )
+
+
+def _size_check(manifest: Manifest, backups: Iterable[Backup]) -> dg.AssetCheckResult:
+    """Compare with the median of up to seven earlier backups of the same database."""
+    earlier = [
+        other.total_size
+        for other in (backup.manifest for backup in backups)
+        if other is not None
+        and other.completed_at < manifest.completed_at
+        and other.database == manifest.database
+    ][:_EARLIER]
+    size = manifest.total_size
+    metadata: dict[str, Any] = {"bytes": size, "earlier_backups": len(earlier)}
+    usual = median(earlier) if earlier else 0
+    if usual:
+        metadata |= {"median_bytes": usual, "ratio": size / usual}
+    return dg.AssetCheckResult(
+        check_name="size_against_previous",
+        passed=size >= _SHRUNK * usual,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{size / usual:.0%} of the median of {len(earlier)} earlier backups"
+        if usual
+        else "the first backup of this database: nothing to compare with",
+        metadata=metadata,
+    )

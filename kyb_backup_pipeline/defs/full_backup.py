@@ -1,0 +1,233 @@
+"""Full backups: made, verified and really restored, each on a partition of its own.
+
+The job runs the chain in one process: one run is one lineage, one failure, one alert. Its schedule is
+pure; it names the partition from the scheduled time, and ``full_backup`` registers that key before it
+does anything, since Dagster starts runs of unknown keys and trips over them at the end only. A run
+that is retried after a crash adopts the backup that it had completed.
+
+The nightly verification of all backups is one run that reports each result to its own partition.
+Where to look next: ``engine/full_backup.py``, ``engine/verify.py``, ``engine/restore_drill.py``.
+"""
+
+import logging
+from collections.abc import Iterator
+
+import dagster as dg
+
+from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
+from kyb_backup_pipeline.defs.partitions import FULL_BACKUPS, partitioned_check, register
+from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
+from kyb_backup_pipeline.defs.reporting import Reported, report_proofs
+from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
+from kyb_backup_pipeline.engine.config import PostgresSettings
+from kyb_backup_pipeline.engine.errors import KybError, Locked
+from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
+from kyb_backup_pipeline.engine.manifest import Proof, utc_now
+from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
+from kyb_backup_pipeline.engine.store import Backup, Repository, new_id, valid_id
+from kyb_backup_pipeline.engine.verify import verify_backup
+
+_log = logging.getLogger(__name__)
+
+_OWNERS = ["team:platform"]
+_TAGS = {"backup": "full"}
+_SCHEDULES = schedule_settings()
+_RUN_TAGS = {**_TAGS, "dagster/max_runtime": str(12 * 3600)}
+"""With the seconds after which Dagster ends a run, also one whose machine died and cannot say so."""
+
+
+@dg.asset(
+    partitions_def=FULL_BACKUPS,
+    group_name="database",
+    owners=_OWNERS,
+    kinds={"postgres"},
+    tags=_TAGS,
+    pool="kyb_database",
+    description="A dump of the whole database with its roles and settings, and the evidence of what "
+    "the source held in the snapshot of the dump. The partition key is the backup's id, which "
+    "is never used again: to prove a backup once more, materialize the other two alone.",
+    check_specs=[
+        partitioned_check(
+            "evidence_taken",
+            asset="full_backup",
+            description="Restores can be compared with what the source held. Warns where "
+            "backup.evidence is none.",
+        ),
+        partitioned_check(
+            "size_against_previous",
+            asset="full_backup",
+            description="Warns where a backup has less than half the median size of up to seven "
+            "earlier ones of the same database.",
+        ),
+    ],
+)
+def full_backup(context: dg.AssetExecutionContext, engine: EngineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster wants it bare
+    with engine_errors():
+        backup_id = valid_id(context.partition_key)
+        register(context.instance, [backup_id])
+        settings = engine.settings()
+        request = Request(backup_id=backup_id, run_id=context.run.root_run_id or context.run.run_id)
+        backup = take_full_backup(settings, request, now=utc_now(), report=engine.reporter())
+        backups = Repository(settings.repository).backups()
+        checks = backup_checks(backup.require_manifest(), backups)
+    return dg.MaterializeResult(metadata=backup_metadata(backup), check_results=checks)
+
+
+@dg.asset(
+    partitions_def=FULL_BACKUPS,
+    deps=[full_backup],
+    group_name="database",
+    owners=_OWNERS,
+    kinds={"postgres", "sha256"},
+    tags=_TAGS,
+    description="Are the files of the backup what was written, whole and complete? One pass over "
+    "every byte: checksums beside decompression, and the dump must have come to its end.",
+    check_specs=[
+        partitioned_check(
+            "files_as_written",
+            asset="full_backup_verification",
+            description="Every file is there, with the size and SHA-256 of the manifest, and "
+            "decompresses to a complete dump.",
+        )
+    ],
+)
+def full_backup_verification(
+    context: dg.AssetExecutionContext, engine: EngineResource
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    with engine_errors():
+        settings = engine.settings()
+        repository = Repository(settings.repository)
+        proof = verify_backup(
+            repository,
+            repository.find(context.partition_key),
+            programs=settings.postgres,
+            now=utc_now(),
+            report=engine.reporter(),
+            run_id=context.run.run_id,
+        )
+    yield from outcome(proof)
+
+
+@dg.asset(
+    partitions_def=FULL_BACKUPS,
+    deps=[full_backup_verification],
+    group_name="database",
+    owners=_OWNERS,
+    kinds={"postgres", "restore"},
+    tags=_TAGS,
+    description="The backup restored on a throwaway server, never the production one, and compared "
+    "with what the source held: rows, content, objects, sequences, roles. Measures the recovery time.",
+    check_specs=[
+        partitioned_check(
+            "rows_equal_source",
+            asset="full_backup_restore_test",
+            description="Every table has the rows and the content that the source had in the "
+            "snapshot of the dump.",
+        ),
+        partitioned_check(
+            "objects_present",
+            asset="full_backup_restore_test",
+            description="Every index, function, constraint, grant, sequence and role is there.",
+        ),
+        partitioned_check(
+            "smoke_queries_answer",
+            asset="full_backup_restore_test",
+            description="The restored database answers what the platform asks first.",
+        ),
+        partitioned_check(
+            "recovery_time",
+            asset="full_backup_restore_test",
+            description="Seconds from the first role to the last index.",
+        ),
+    ],
+)
+def full_backup_restore_test(
+    context: dg.AssetExecutionContext, engine: EngineResource
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    with engine_errors():
+        settings = engine.settings()
+        backup = Repository(settings.repository).find(context.partition_key)
+        proof = drill_full_backup(
+            settings, backup, now=utc_now(), report=engine.reporter(), run_id=context.run.run_id
+        )
+    yield from outcome(proof)
+
+
+full_backup_job = dg.define_asset_job(
+    "full_backup_job",
+    selection=[full_backup, full_backup_verification, full_backup_restore_test],
+    executor_def=dg.in_process_executor,
+    tags=_RUN_TAGS,
+    description="Take a full backup, verify it, restore it on a throwaway server and compare. For a "
+    "backup with a name of your own add a partition with that name and launch it.",
+)
+
+
+@dg.schedule(
+    job=full_backup_job,
+    cron_schedule=_SCHEDULES.full_backup,
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="A full backup with its proofs, each day. schedules.full_backup sets the time (UTC).",
+)
+def full_backup_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    backup_id = new_id("backup", context.scheduled_execution_time)
+    return dg.RunRequest(run_key=backup_id, tags={"dagster/partition": backup_id})
+
+
+@dg.op(
+    out=dg.Out(dg.Nothing),
+    tags={"kind": "postgres"},
+    description="Verify every full backup in the repository, and report each result to its partition.",
+)
+def verify_each_full_backup(
+    context: dg.OpExecutionContext, engine: EngineResource
+) -> Iterator[Reported | dg.Output[None]]:
+    with engine_errors():
+        settings = engine.settings()
+        repository = Repository(settings.repository)
+        backups = repository.backups()
+    register(context.instance, [backup.backup_id for backup in backups])
+    yield from report_proofs(
+        context, _verified(repository, backups, settings.postgres, context.run_id)
+    )
+    yield dg.Output(None)
+
+
+def _verified(
+    repository: Repository, backups: list[Backup], programs: PostgresSettings, run_id: str
+) -> Iterator[Proof]:
+    for backup in backups:
+        began = utc_now()
+        try:
+            yield verify_backup(repository, backup, programs=programs, now=began, run_id=run_id)
+        except Exception as error:  # noqa: BLE001 one backup must not hide the next
+            if isinstance(error, Locked) or not backup.folder.exists():
+                _log.info("%s is being removed", backup.backup_id)
+                continue
+            hint = error.hint if isinstance(error, KybError) else None
+            yield Proof(
+                backup_id=backup.backup_id, proof="verification", verdict="could_not_verify",
+                summary=str(error), hint=hint,
+                started_at=began, finished_at=utc_now(), run_id=run_id,
+            )  # fmt: skip
+
+
+@dg.job(
+    executor_def=dg.in_process_executor,
+    tags=_RUN_TAGS,
+    description="Verify every full backup in the repository in one run. The run fails at the end if "
+    "there are bad ones, and names them.",
+)
+def verify_all_backups() -> None:
+    verify_each_full_backup()
+
+
+verify_all_schedule = dg.ScheduleDefinition(
+    name="verify_all_schedule",
+    job=verify_all_backups,
+    cron_schedule=_SCHEDULES.verify_all,
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Verifies every full backup, each day. schedules.verify_all sets the time (UTC).",
+)

@@ -1,0 +1,121 @@
+"""Proofs that were not made by the step of their own asset, reported to their partitions.
+
+Two runs do that: the nightly verification of all backups, and the one that takes over what the
+command line did. Both report every proof before they fail, so that one bad backup hides no other.
+
+Learned from Dagster 1.13, and pinned by tests:
+
+- The UI counts a partitioned check only if its evaluation names the newest materialization of that
+  partition; otherwise the partition shows no result at all.
+- A partition that was materialized stays green when a later proof is bad. It turns red only if a
+  materialization was planned in a run that then fails; so for a bad proof one is planned here.
+- Evaluations need a run: of those reported without one (``SensorResult``,
+  ``report_runless_asset_event``) the second for the same check and partition violates a unique index.
+
+Dagster exports neither of the two classes imported from its inside.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
+from dagster._core.events import AssetMaterializationPlannedData
+
+from kyb_backup_pipeline.defs.proof_view import PASSED, bad_proofs, proof_checks, proof_metadata
+from kyb_backup_pipeline.engine.manifest import Proof
+
+Reported = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
+
+FULL_BACKUP = dg.AssetKey("full_backup")
+PROOF_ASSETS = {
+    "verification": dg.AssetKey("full_backup_verification"),
+    "restore_test": dg.AssetKey("full_backup_restore_test"),
+}
+"""The asset that shows the proofs of each kind."""
+_PARENTS = {"verification": FULL_BACKUP, "restore_test": PROOF_ASSETS["verification"]}
+
+
+def report_proofs(context: dg.OpExecutionContext, proofs: Iterable[Proof]) -> Iterator[Reported]:
+    """Yield the events of each proof. Raises dg.Failure at the end if there were bad ones."""
+    bad = []
+    for proof in proofs:
+        asset, partition = PROOF_ASSETS[proof.proof], proof.backup_id
+        if proof.verdict == "passed":
+            yield dg.AssetMaterialization(
+                asset,
+                partition=partition,
+                metadata=proof_metadata(proof),
+                tags=_versions(_PARENTS[proof.proof]),
+            )
+        else:
+            bad.append(proof)
+            _plan(context, asset, partition)
+            yield dg.AssetObservation(asset, partition=partition, metadata=proof_metadata(proof))
+        yield from report_checks(context, asset, partition, proof_checks(proof))
+    if bad:
+        raise bad_proofs(bad)
+
+
+def report_checks(
+    context: dg.OpExecutionContext,
+    asset: dg.AssetKey,
+    partition: str,
+    results: Iterable[dg.AssetCheckResult],
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Yield evaluations of an asset's checks, bound to the newest materialization."""
+    target = _newest_materialization(context.instance, asset, partition)
+    for result in results:
+        assert result.check_name is not None
+        yield dg.AssetCheckEvaluation(
+            asset_key=asset,
+            check_name=result.check_name,
+            passed=result.passed,
+            metadata=result.metadata,
+            target_materialization_data=target,
+            severity=result.severity,
+            description=result.description,
+            blocking=False,
+            partition=partition,
+        )
+
+
+def _versions(parent: dg.AssetKey) -> dict[str, str]:
+    """The tags by which Dagster knows versions, as a step of the asset would have them.
+
+    Without them the UI goes by time, and calls a restore test "unsynced" as soon as its backup has
+    been verified once more.
+    """
+    name = parent.to_user_string()
+    return {
+        "dagster/data_version": PASSED,
+        "dagster/code_version": "reported",
+        f"dagster/input_data_version/{name}": PASSED,
+        f"dagster/input_event_pointer/{name}": "NULL",
+    }
+
+
+def _newest_materialization(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str
+) -> AssetCheckEvaluationTargetMaterializationData | None:
+    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition])
+    records = instance.fetch_materializations(wanted, limit=1).records
+    if not records:
+        return None
+    return AssetCheckEvaluationTargetMaterializationData(
+        storage_id=records[0].storage_id,
+        run_id=records[0].run_id,
+        timestamp=records[0].timestamp,
+    )
+
+
+def _plan(context: dg.OpExecutionContext, asset: dg.AssetKey, partition: str) -> None:
+    """Plan a materialization that this run, which is going to fail, will not make."""
+    event = dg.DagsterEvent(
+        event_type_value=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED.value,
+        job_name=context.job_name,
+        step_key=str(context.op_handle),
+        event_specific_data=AssetMaterializationPlannedData(asset, partition=partition),
+    )
+    context.instance.report_dagster_event(event, context.run_id)

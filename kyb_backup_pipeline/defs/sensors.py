@@ -1,0 +1,205 @@
+"""The repository on disk is the truth; what Dagster shows follows it.
+
+``repository_sensor`` compares the two every half minute. A backup that the command line (or the old
+scripts, or another Dagster) made gets a partition and a materialization; records of proofs that no run
+of this Dagster made are handed to the job ``follow_repository``; a backup that is gone leaves the list.
+
+Whose work is whose is asked of the run: a manifest or a record that names a run which this Dagster
+knows is left to that run. So nothing is reported twice, and after the loss of Dagster's database
+everything on disk comes back. A backup that a run did not live to report is taken over from it.
+
+The cursor stays small: which backups were reported, Dagster knows itself (their materializations). It
+holds how far the records were read, and the ids of backups whose manifest is damaged. A partition is
+removed only if its backup was once seen on disk, so never that of a run which has just begun; and
+never because the whole repository is out of sight.
+"""
+
+import functools
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+from pydantic import BaseModel
+
+from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
+from kyb_backup_pipeline.defs.partitions import FULL_BACKUPS, listed
+from kyb_backup_pipeline.defs.proof_view import engine_errors
+from kyb_backup_pipeline.defs.reporting import FULL_BACKUP, Reported, report_checks, report_proofs
+from kyb_backup_pipeline.defs.resources import EngineResource
+from kyb_backup_pipeline.engine.errors import NotFound
+from kyb_backup_pipeline.engine.manifest import Proof, utc_now
+from kyb_backup_pipeline.engine.store import Backup, Repository, proof_order
+
+_log = logging.getLogger(__name__)
+
+SETTLED = timedelta(seconds=20)
+"""Age at which a record is read. Records are read in the order of their time, each once; a younger
+one may still be followed by one that is older."""
+ABANDONED = timedelta(minutes=5)
+"""Age at which a backup is taken over from a run that ended without reporting it."""
+_BACKUPS = 200
+_RECORDS = 1000
+"""At most in one tick, so that ticks stay short when a large repository is seen for the first time."""
+
+Run = Callable[[str | None], dg.DagsterRun | None]
+
+
+class Cursor(BaseModel):
+    """What the sensor keeps from tick to tick; ``records`` is the ``proof_order`` read last."""
+
+    records: str = ""
+    damaged: frozenset[str] = frozenset()
+
+
+class Appeared(dg.Config):
+    """Ids of backups whose checks are due, and records to report, as ``<backup id>/<file>``."""
+
+    backups: list[str]
+    records: list[str]
+
+
+@dg.op(
+    out=dg.Out(dg.Nothing),
+    tags={"kind": "postgres"},
+    description="Report backups and proofs that were made outside this Dagster to their partitions.",
+)
+def report_what_appeared(
+    context: dg.OpExecutionContext, config: Appeared, engine: EngineResource
+) -> Iterator[Reported | dg.Output[None]]:
+    with engine_errors():
+        repository = engine.repository()
+        backups = repository.backups() if config.backups else []
+        records = repository.proof_files() if config.records else []
+    due, wanted = set(config.backups), set(config.records)
+    proofs = [repository.read_proof(path) for path in records if _name(path) in wanted]
+    for backup in backups:
+        if backup.backup_id in due and backup.manifest is not None:
+            checks = backup_checks(backup.manifest, backups)
+            yield from report_checks(context, FULL_BACKUP, backup.backup_id, checks)
+    yield from report_proofs(context, proofs)
+    yield dg.Output(None)
+
+
+@dg.job(
+    executor_def=dg.in_process_executor,
+    tags={"dagster/max_runtime": "3600"},
+    description="Launched by repository_sensor: report what the command line did to the partitions "
+    "of its backups. Fails, and names them, if there are bad ones among the proofs.",
+)
+def follow_repository() -> None:
+    report_what_appeared()
+
+
+@dg.sensor(
+    job_name=follow_repository.name,  # given the job itself, Dagster warns of its own beta
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Keeps the list of full backups equal to the repository on disk: what the command "
+    "line made appears with its proofs, what was pruned leaves.",
+)
+def repository_sensor(
+    context: dg.SensorEvaluationContext, engine: EngineResource
+) -> dg.SensorResult | dg.SkipReason:
+    repository = engine.repository()
+    cursor = Cursor.model_validate_json(context.cursor or "{}")
+    reported = context.instance.get_materialized_partitions(FULL_BACKUP)
+    partitions = listed(context.instance)
+    try:
+        on_disk = repository.ids("full")  # after the two above: what they name was there before
+    except NotFound as error:
+        return dg.SkipReason(error.message)
+    run = _runs_of(context.instance)
+    now = utc_now()
+    found, damaged = _unreported(repository, on_disk - reported, run, now)
+    records, read_to = _news(repository, cursor.records, on_disk, run, now)
+    new = sorted(on_disk - partitions, reverse=True)[:_BACKUPS]
+    gone = sorted((partitions - on_disk) & (reported | cursor.damaged))
+    after = Cursor(records=read_to, damaged=damaged | (cursor.damaged & on_disk - reported))
+    if after == cursor and not (found or new or gone):
+        return dg.SkipReason(f"{len(on_disk)} full backups, nothing new")
+    appeared = Appeared(backups=[backup.backup_id for backup in found], records=records)
+    return dg.SensorResult(
+        cursor=after.model_dump_json(),
+        asset_events=[_materialization(backup) for backup in found],
+        dynamic_partitions_requests=[
+            *([FULL_BACKUPS.build_add_request(new)] if new else []),
+            *([FULL_BACKUPS.build_delete_request(gone)] if gone else []),
+        ],
+        run_requests=[_run_request(appeared)] if found or records else [],
+    )
+
+
+def _runs_of(instance: dg.DagsterInstance) -> Run:
+    """A run of this Dagster by its id; None where there is none. Each is asked for once."""
+
+    @functools.cache
+    def run(run_id: str | None) -> dg.DagsterRun | None:
+        return instance.get_run_by_id(run_id) if run_id else None
+
+    return run
+
+
+def _unreported(
+    repository: Repository, ids: set[str], run: Run, now: datetime
+) -> tuple[list[Backup], frozenset[str]]:
+    """Backups to report now, the newest ids first, and the ids of those that are damaged."""
+    found: list[Backup] = []
+    damaged: set[str] = set()
+    for backup_id in sorted(ids, reverse=True):
+        try:
+            backup = repository.find(backup_id)
+        except NotFound:
+            continue  # pruned this moment
+        if backup.manifest is None:
+            damaged.add(backup_id)
+            continue
+        maker = run(backup.manifest.run_id)
+        settled = now - backup.manifest.completed_at > ABANDONED
+        if maker is None or (maker.is_finished and settled):
+            found.append(backup)
+        if len(found) == _BACKUPS:
+            break
+    return found, frozenset(damaged)
+
+
+def _news(
+    repository: Repository, after: str, on_disk: set[str], run: Run, now: datetime
+) -> tuple[list[str], str]:
+    """Records to report, the newest of each kind and backup, and how far they were read."""
+    news: dict[tuple[str, str], str] = {}
+    for path in repository.proof_files(after)[:_RECORDS]:
+        proof = _read(repository, path)
+        if proof is not None and now - proof.finished_at < SETTLED:
+            break
+        after = proof_order(path)
+        if proof is not None and proof.backup_id in on_disk and run(proof.run_id) is None:
+            news[proof.backup_id, proof.proof] = _name(path)
+    return list(news.values()), after
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _read(repository: Repository, path: Path) -> Proof | None:
+    try:
+        return repository.read_proof(path)
+    except (OSError, ValueError) as error:
+        _log.warning("the record %s cannot be read: %s", path, error)
+        return None
+
+
+def _materialization(backup: Backup) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        FULL_BACKUP, partition=backup.backup_id, metadata=backup_metadata(backup)
+    )
+
+
+def _run_request(appeared: Appeared) -> dg.RunRequest:
+    """One run for all of it; a tick that is evaluated again asks for the same run."""
+    run_config = dg.RunConfig(ops={"report_what_appeared": appeared})
+    key = hashlib.sha256(appeared.model_dump_json().encode()).hexdigest()[:16]
+    return dg.RunRequest(run_key=key, run_config=run_config)
