@@ -25,7 +25,7 @@ down: setup
 	$(BIN)/kyb-backup down
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(TESTS)
 
 check: setup
 	$(BIN)/ruff format --check .

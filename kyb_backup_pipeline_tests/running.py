@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kyb_backup_pipeline.engine import process
+
 
 @dataclass
 class Run:
@@ -89,6 +91,11 @@ def children_of(pid: int) -> list[int]:
     for parent in found:
         found += [child for child, its_parent in parents.items() if its_parent == parent]
     return found[1:]
+
+
+def none_alive(pids: list[int]) -> bool:
+    """Whether all these processes are gone."""
+    return not any(map(process.alive, pids))
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:

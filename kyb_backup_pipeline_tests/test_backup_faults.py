@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ from kyb_backup_pipeline_tests.conftest import (
     settings_file,
     settings_for,
 )
-from kyb_backup_pipeline_tests.running import Cli, children_of, wait_until
+from kyb_backup_pipeline_tests.running import Cli, children_of, none_alive, wait_until
 
 FILLER = """CREATE TABLE filler AS SELECT n, md5(n::text) || md5((n + 1)::text)
     || md5((n + 2)::text) || md5((n + 3)::text) AS text FROM generate_series(1, 1000000) n"""
@@ -94,7 +95,7 @@ def test_kill_9_at_twenty_random_moments_leaves_no_backup_no_orphan_and_no_lock(
         run.kill()
         if run.wait() == 0:
             complete.add(f"killed_{n}")
-        wait_until(lambda pids=children: not any(map(process.alive, pids)), "orphans are gone")
+        wait_until(partial(none_alive, children), "orphans are gone")
         listed = {backup.backup_id for backup in Repository(settings.repository).backups()}
         # one that was killed after its rename is whole
         for backup_id in listed - complete:
@@ -131,7 +132,7 @@ def test_kill_9_of_a_restore_test_leaves_no_server_and_the_next_one_sweeps_its_f
         assert children
         run.kill()
         run.wait()
-        wait_until(lambda pids=children: not any(map(process.alive, pids)), "its server is gone")
+        wait_until(partial(none_alive, children), "its server is gone")
     assert list(drills.iterdir()), "a kill leaves a folder; without one this test proves nothing"
     assert cli.run("drill", "one").returncode == 0
     assert list(drills.iterdir()) == []

@@ -152,7 +152,7 @@ def test_a_run_with_an_id_of_its_own_is_backed_up_verified_restored_and_green(
     assert checks(instance, "before-migration.1") == GREEN
     backup = engine.repository().find("before-migration.1")
     assert backup.require_manifest().run_id == result.run_id
-    assert {proof.run_id for proof in engine.repository().proofs(backup.backup_id)} == {
+    assert {proof.run_id for proof in engine.repository().records.of(backup.backup_id)} == {
         result.run_id
     }
 
@@ -499,7 +499,7 @@ def test_a_damaged_manifest_and_a_damaged_record_stop_nothing(
     whole = take_full_backup(settings, Request(backup_id="whole"), now=utc_now())
     (damaged.folder / MANIFEST).write_text('{"format_version": 99}')
     verify_backup(repository, whole, programs=settings.postgres, now=utc_now())
-    (record,) = repository.proof_files()
+    (record,) = repository.records.files()
     (record.parent / "verification_20260101T000000.000000Z.json").write_text("not JSON")
     (record.parent / "notes.json").write_text("not a record")
     tick(instance, engine)

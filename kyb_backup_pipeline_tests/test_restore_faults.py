@@ -574,7 +574,7 @@ def test_what_this_machine_lacks_is_not_a_bad_backup(
     assert "could not verify" in done.stdout
     assert LACKS[lack].summary in done.stdout
     assert f"HINT: {LACKS[lack].hint}" in done.stdout
-    record = copy.repository.latest_proofs(copy.backup_id)["restore_test"]
+    record = copy.repository.records.latest(copy.backup_id)["restore_test"]
     assert (record.verdict, record.findings) == ("could_not_verify", ())
     assert list(drills.iterdir()) == []
 

@@ -8,6 +8,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +93,18 @@ def test_the_ui_shows_backups_of_the_command_line_and_launches_one_with_an_own_i
     assert status() == "SUCCESS"
     assert time.monotonic() - began > 0
     for asset in _ASSETS:
-        wait_until(
-            lambda asset=asset: {"own_id", "by_hand"} <= materialized(port, asset),
-            f"both backups are green in {asset}",
-            120,
-        )
+        green = partial(are_green, port, asset, {"own_id", "by_hand"})
+        wait_until(green, f"both backups are green in {asset}", 120)
     pages = json.dumps(ask(port, "{ runsOrError { ... on Runs { results { runConfigYaml tags "
                                  "{ key value } } } } instance { info } }"))  # fmt: skip
     for secret in (folder / "secrets").iterdir():
         assert secret.read_text() not in pages
 
 
-def materialized(port: int, asset: str) -> set[str]:
-    """The partitions of an asset that are green."""
+def are_green(port: int, asset: str, partitions: set[str]) -> bool:
+    """Whether these partitions of an asset are materialized."""
     node = ask(port, _PARTITIONS, key={"path": [asset]})["assetNodeOrError"]
-    return set(node["assetPartitionStatuses"]["materializedPartitions"])
+    return partitions <= set(node["assetPartitionStatuses"]["materializedPartitions"])
 
 
 def ask(port: int, query: str, **variables: Any) -> Any:

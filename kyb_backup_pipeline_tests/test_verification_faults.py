@@ -616,11 +616,11 @@ def test_the_record_of_a_proof_is_found_whenever_it_was_written(
         moment = datetime(2026, 2, 22, hour, 20, 2, microsecond, tzinfo=UTC)
         for kind in ("verification", "restore_test"):
             update = {"finished_at": moment, "verdict": verdict, "proof": kind}
-            directory.repository.record(proof.model_copy(update=update))
-    newest = directory.repository.latest_proofs(directory.backup_id)
+            directory.repository.records.keep(proof.model_copy(update=update))
+    newest = directory.repository.records.latest(directory.backup_id)
     assert newest.keys() == {"verification", "restore_test"}
     assert newest["restore_test"].verdict == "passed"
-    records = directory.repository.proofs(directory.backup_id)
+    records = directory.repository.records.of(directory.backup_id)
     assert [r.finished_at for r in records] == sorted(r.finished_at for r in records)
 
 

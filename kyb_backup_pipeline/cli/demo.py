@@ -81,7 +81,7 @@ def _report(place: Place, backup_id: str) -> bool:
     if backup_id not in listed:
         return False
     manifest = listed[backup_id].require_manifest()
-    proofs = repository.latest_proofs(backup_id)
+    proofs = repository.records.latest(backup_id)
     rows = [("backed up", f"{size(manifest.total_size)}, {manifest.compression}", "")]
     if manifest.evidence is not None:
         held = f"{manifest.evidence.rows:,} rows, {manifest.evidence.tables} tables"

@@ -40,7 +40,7 @@ def command(session: Session, kind: str | None, as_json: bool) -> None:
 
 
 def _line(repository: Repository, backup: Backup) -> dict[str, Any]:
-    proofs = repository.latest_proofs(backup.backup_id)
+    proofs = repository.records.latest(backup.backup_id)
     manifest = backup.manifest
     line: dict[str, Any] = {
         "id": backup.backup_id,

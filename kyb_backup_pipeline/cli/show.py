@@ -24,7 +24,7 @@ def command(session: Session, backup_id: str, as_json: bool) -> None:
     repository = Repository(session.settings().repository)
     backup = repository.find(backup_id)
     manifest = backup.require_manifest()
-    proofs = repository.proofs(backup_id)
+    proofs = repository.records.of(backup_id)
     if as_json:
         document = manifest.model_dump(mode="json", exclude_none=True)
         for name, key in (("verification", "verifications"), ("restore_test", "restore_tests")):

@@ -31,7 +31,8 @@ from kyb_backup_pipeline.defs.reporting import FULL_BACKUP, Reported, report_che
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.engine.errors import NotFound
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
-from kyb_backup_pipeline.engine.store import Backup, Repository, proof_order
+from kyb_backup_pipeline.engine.records import proof_order
+from kyb_backup_pipeline.engine.store import Backup, Repository
 
 _log = logging.getLogger(__name__)
 
@@ -72,9 +73,9 @@ def report_what_appeared(
     with engine_errors():
         repository = engine.repository()
         backups = repository.backups() if config.backups else []
-        records = repository.proof_files() if config.records else []
+        records = repository.records.files() if config.records else []
     due, wanted = set(config.backups), set(config.records)
-    proofs = [repository.read_proof(path) for path in records if _name(path) in wanted]
+    proofs = [repository.records.read(path) for path in records if _name(path) in wanted]
     for backup in backups:
         if backup.backup_id in due and backup.manifest is not None:
             checks = backup_checks(backup.manifest, backups)
@@ -170,7 +171,7 @@ def _news(
 ) -> tuple[list[str], str]:
     """Records to report, the newest of each kind and backup, and how far they were read."""
     news: dict[tuple[str, str], str] = {}
-    for path in repository.proof_files(after)[:_RECORDS]:
+    for path in repository.records.files(after)[:_RECORDS]:
         proof = _read(repository, path)
         if proof is not None and now - proof.finished_at < SETTLED:
             break
@@ -186,7 +187,7 @@ def _name(path: Path) -> str:
 
 def _read(repository: Repository, path: Path) -> Proof | None:
     try:
-        return repository.read_proof(path)
+        return repository.records.read(path)
     except (OSError, ValueError) as error:
         _log.warning("the record %s cannot be read: %s", path, error)
         return None

@@ -16,6 +16,7 @@ from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database import Database, read_database
 from kyb_backup_pipeline.engine.errors import KybError
+from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.postgres import (
     FIXED_SETTINGS,
     Programs,
@@ -26,7 +27,7 @@ from kyb_backup_pipeline.engine.postgres import (
     server_programs,
 )
 from kyb_backup_pipeline.engine.snapshot import list_tables
-from kyb_backup_pipeline.engine.store import FOLDERS, Repository, free_bytes
+from kyb_backup_pipeline.engine.store import FOLDERS, Repository
 
 Level = Literal["ok", "warning", "error"]
 

@@ -22,11 +22,11 @@ from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import BLOCK, SUFFIX, compressor
 from kyb_backup_pipeline.engine.config import BackupSettings
 from kyb_backup_pipeline.engine.errors import BackupFailed
+from kyb_backup_pipeline.engine.files import NO_SPACE, no_space
 from kyb_backup_pipeline.engine.manifest import BackupFile
 from kyb_backup_pipeline.engine.postgres import Programs, Target
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.snapshot import LockNotGranted
-from kyb_backup_pipeline.engine.store import NO_SPACE, no_space
 
 GLOBALS_FILE = "globals.sql"
 PLAIN_FILE = "database.sql."

@@ -34,7 +34,12 @@ from kyb_backup_pipeline.engine.dump import (
     dumping_globals,
     hash_files,
 )
-from kyb_backup_pipeline.engine.errors import BackupFailed, DatabaseUnreachable, NotEnoughSpace
+from kyb_backup_pipeline.engine.errors import (
+    BackupFailed,
+    DatabaseUnreachable,
+    NotEnoughSpace,
+    NotFound,
+)
 from kyb_backup_pipeline.engine.evidence import (
     EVIDENCE_FILE,
     Evidence,
@@ -43,6 +48,7 @@ from kyb_backup_pipeline.engine.evidence import (
     take_evidence,
     with_sequences_after,
 )
+from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.manifest import (
     FORMAT_VERSION,
     EvidenceSummary,
@@ -67,7 +73,7 @@ from kyb_backup_pipeline.engine.snapshot import (
     blocking_sessions,
     held_snapshot,
 )
-from kyb_backup_pipeline.engine.store import Backup, Repository, Staging, free_bytes, new_id
+from kyb_backup_pipeline.engine.store import Backup, Repository, Staging, new_id
 
 _log = logging.getLogger(__name__)
 
@@ -114,12 +120,14 @@ def take_full_backup(
 def _already_complete(repository: Repository, backup_id: str, request: Request) -> Backup | None:
     if request.run_id is None:
         return None
-    for backup in repository.backups(("full",)):
-        manifest = backup.manifest
-        if manifest and backup.backup_id == backup_id and manifest.run_id == request.run_id:
-            _log.info("%s was completed by an earlier try of this run", backup_id)
-            return backup
-    return None
+    try:
+        backup = repository.find(backup_id)
+    except NotFound:
+        return None
+    if backup.manifest is None or backup.manifest.run_id != request.run_id:
+        return None
+    _log.info("%s was completed by an earlier try of this run", backup_id)
+    return backup
 
 
 def _preflight(settings: Settings, repository: Repository) -> _Plan:

@@ -131,7 +131,7 @@ def drill_full_backup(
         tool_versions={"postgres": course.server} if course.server else {},
         run_id=run_id,
     )
-    repository.record(proof)
+    repository.records.keep(proof)
     return proof
 
 

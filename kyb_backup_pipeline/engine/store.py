@@ -10,7 +10,6 @@ is read without writing anything. Newest means by the manifest's time, never by 
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -21,7 +20,7 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from kyb_backup_pipeline.engine.errors import (
@@ -29,21 +28,21 @@ from kyb_backup_pipeline.engine.errors import (
     InvalidRequest,
     KybError,
     Locked,
-    NotEnoughSpace,
     NotFound,
     SettingsInvalid,
 )
+from kyb_backup_pipeline.engine.files import NO_SPACE, flush_folder, no_space, write_durably
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
     MANIFEST_CHECKSUM,
     BackupFile,
     Kind,
     Manifest,
-    Proof,
     UnreadableManifest,
     parse_manifest,
     write_json,
 )
+from kyb_backup_pipeline.engine.records import ProofRecords
 
 _log = logging.getLogger(__name__)
 
@@ -60,11 +59,7 @@ _LAYOUT = (*dict.fromkeys(FOLDERS.values()), _PROOFS, "application/logs", "monit
            "monitoring/alerts", _LOCKS)  # fmt: skip
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PARTIAL = ".partial"
-_STAMP = "%Y%m%dT%H%M%S.%fZ"
-_RECORD = re.compile(r"[a-z_]+_(\d{8}T\d{6}\.\d{6}Z)\.json")
 LEFTOVER_AGE = timedelta(hours=24)
-CLOCKS_DIFFER = timedelta(hours=1)
-"""What the clock of a file server and ours may differ at most."""
 
 
 def valid_id(backup_id: str) -> str:
@@ -271,66 +266,10 @@ class Repository:
         finally:
             os.close(descriptor)
 
-    def record(self, proof: Proof) -> Path | None:
-        """Keep the record of a proof; None (and a warning) where the repository is read-only."""
-        folder = self.root / _PROOFS / valid_id(proof.backup_id)
-        path = folder / f"{proof.proof}_{proof.finished_at:{_STAMP}}.json"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary = folder / f".{path.name}.tmp"
-            write_durably(temporary, write_json(proof))
-            os.rename(temporary, path)
-            flush_folder(folder)
-        except OSError as error:
-            _log.warning("the record of this proof was not kept in %s: %s", folder, error.strerror)
-            return None
-        return path
-
-    def proofs(self, backup_id: str) -> list[Proof]:
-        """All records of a backup, the oldest first."""
-        return [self._proof(path) for path in self._proof_files(backup_id)]
-
-    def latest_proofs(self, backup_id: str) -> dict[str, Proof]:
-        """The newest record of each proof, by name (``verification``, ``restore_test``)."""
-        newest = {path.name.rpartition("_")[0]: path for path in self._proof_files(backup_id)}
-        return {name: self._proof(path) for name, path in newest.items()}
-
-    def proof_files(self, after: str = "") -> list[Path]:
-        """The files of all records in the order of their time; those behind ``after`` only.
-
-        ``after`` is a ``proof_order``. Folders in which nothing was recorded since then are not
-        opened, so that looking for news stays cheap with 10,000 backups and years of records.
-        """
-        changed = _seconds_of(after) - CLOCKS_DIFFER.total_seconds() if after else 0.0
-        found: list[tuple[str, Path]] = []
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / _PROOFS) as folders:
-            for folder in folders:
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    if folder.stat().st_mtime < changed:
-                        continue
-                    for name in os.listdir(folder):
-                        order = _order(folder.name, name)
-                        if order is not None and order > after:
-                            found.append((order, Path(folder.path, name)))
-        return [path for _, path in sorted(found)]
-
-    def read_proof(self, path: Path) -> Proof:
-        """Read one record."""
-        return self._proof(path)
-
-    def _proof_files(self, backup_id: str) -> list[Path]:
-        try:
-            names = os.listdir(self.root / _PROOFS / backup_id)
-        except OSError:
-            return []
-        return [
-            self.root / _PROOFS / backup_id / name
-            for name in sorted(names, key=lambda name: name.rpartition("_")[2])
-            if name.endswith(".json") and not name.startswith(".")
-        ]
-
-    def _proof(self, path: Path) -> Proof:
-        return Proof.model_validate_json(path.read_bytes())
+    @property
+    def records(self) -> ProofRecords:
+        """What was kept of the proofs."""
+        return ProofRecords(self.root / _PROOFS)
 
     def _entries(self, kind: Kind) -> list[Path]:
         return [folder for folder in _folders(self.folder(kind)) if _ID.fullmatch(folder.name)]
@@ -401,58 +340,6 @@ def _folders(place: Path) -> list[Path]:
         return []
 
 
-def proof_order(path: Path) -> str:
-    """The place of a record among all: a string that sorts by time, then by backup."""
-    return _order(path.parent.name, path.name) or ""
-
-
-def _order(backup_id: str, name: str) -> str | None:
-    match = _RECORD.fullmatch(name)
-    return f"{match.group(1)} {backup_id}/{name}" if match else None
-
-
-def _seconds_of(order: str) -> float:
-    stamp = datetime.strptime(order.partition(" ")[0], _STAMP)
-    return stamp.replace(tzinfo=UTC).timestamp()
-
-
 def checksum_line(content: bytes) -> bytes:
     """The line that ``sha256sum -c`` reads, for the manifest."""
     return f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 and flush it to the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def no_space(place: Path, error: OSError) -> NotEnoughSpace:
-    """The error for a file system that filled up (or a quota, or a file-size limit)."""
-    return NotEnoughSpace(
-        f"no room left while writing {place}: {error.strerror}",
-        hint="free space there, or set BACKUP_DIR to a larger file system",
-    )
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes that this user can still write in ``folder`` or its nearest existing parent."""
-    while not folder.exists():
-        folder = folder.parent
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize

@@ -21,6 +21,7 @@ from pathlib import Path
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, DatabaseUnreachable
+from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.postgres import (
     Programs,
     Target,
@@ -29,7 +30,6 @@ from kyb_backup_pipeline.engine.postgres import (
     server_account,
     server_programs,
 )
-from kyb_backup_pipeline.engine.store import free_bytes
 
 _log = logging.getLogger(__name__)
 

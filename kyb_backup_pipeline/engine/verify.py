@@ -95,7 +95,7 @@ def verify_backup(
     except CouldNotVerify as error:
         seen.unverifiable = error
     proof = _judge(backup, manifest, seen, now, run_id)
-    repository.record(proof)
+    repository.records.keep(proof)
     return proof
 
 

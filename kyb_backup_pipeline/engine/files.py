@@ -1,0 +1,44 @@
+"""Files that are on the disk when we say so, and the errors of a disk without room."""
+
+import errno
+import os
+from pathlib import Path
+
+from kyb_backup_pipeline.engine.errors import NotEnoughSpace
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file of mode 0600 and flush it to the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def no_space(place: Path, error: OSError) -> NotEnoughSpace:
+    """The error for a file system that filled up (or a quota, or a file-size limit)."""
+    return NotEnoughSpace(
+        f"no room left while writing {place}: {error.strerror}",
+        hint="free space there, or set BACKUP_DIR to a larger file system",
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user can still write in ``folder`` or its nearest existing parent."""
+    while not folder.exists():
+        folder = folder.parent
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
