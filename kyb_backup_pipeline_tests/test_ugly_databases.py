@@ -3,6 +3,7 @@
 Each on majors 15 (where installed), 16 and 18, in both formats, at rest and under write traffic.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,10 +33,16 @@ _BYSTANDERS = 3
 
 
 @pytest.fixture(scope="module", params=installed_majors())
-def ugly(request: pytest.FixtureRequest, server_of: Callable[[int], Cluster]) -> Iterator[Target]:
+def ugly(
+    request: pytest.FixtureRequest, server_of: Callable[[int], Cluster], place: Path
+) -> Iterator[Target]:
     """The ugly database, with a tablespace of its own and a comment and grants on the database."""
     cluster = server_of(request.param)
-    execute(cluster.target(), "CREATE TABLESPACE \"Fast disk\" LOCATION ''")
+    disk = place / f"fast disk of {request.param}"
+    disk.mkdir(mode=0o700)
+    if cluster.account is not None:
+        os.chown(disk, cluster.account.uid, cluster.account.gid)
+    execute(cluster.target(), f"CREATE TABLESPACE \"Fast disk\" LOCATION '{disk}'")
     create_database(cluster.target(), "Ugly db")
     target = cluster.target("Ugly db")
     process.run(
