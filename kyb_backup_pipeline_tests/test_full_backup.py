@@ -1,11 +1,13 @@
 """A full backup from end to end: taken, verified, restored, compared."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
 from kyb_backup_pipeline.engine.manifest import MANIFEST, utc_now
@@ -13,7 +15,7 @@ from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.sandbox.cluster import Cluster
-from kyb_backup_pipeline_tests.conftest import settings_for
+from kyb_backup_pipeline_tests.conftest import execute, settings_for
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,40 @@ def test_files_and_folders_are_closed_to_others(settings: Settings) -> None:
     assert {path.stat().st_mode & 0o777 for path in backup.folder.iterdir()} == {0o600}
     for folder in (settings.repository, backup.folder, backup.folder.parent):
         assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_standby_is_backed_up_and_restored_without_the_rows_of_unlogged_tables(
+    server: Cluster, database: str, tmp_path: Path, drills: Path, place: Path
+) -> None:
+    execute(server.target(database), "CREATE UNLOGGED TABLE fleeting AS SELECT 1 AS n")
+    standby = Cluster(
+        folder=place / "standby",
+        programs=server.programs,
+        account=server.account,
+        port=server.port,
+    )
+    for path in (standby.folder, standby.sockets):
+        path.mkdir(mode=0o700)
+        if server.account is not None:
+            os.chown(path, server.account.uid, server.account.gid)
+    process.run(
+        [
+            server.programs.path("pg_basebackup"), f"--pgdata={standby.data}",
+            "--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream",
+        ],
+        env=server.target().environment(),
+        account=server.account,
+        deadline=120,
+        cwd=standby.folder,
+    )  # fmt: skip
+    with open(standby.data / "postgresql.auto.conf", "a") as configuration:
+        configuration.write("listen_addresses = ''\n")
+    standby.start()
+    try:
+        settings = settings_for(standby.target(database), tmp_path / "r", drills)
+        backup = take_full_backup(settings, Request(), now=utc_now())
+        proof = drill_full_backup(settings, backup, now=utc_now())
+        assert (proof.verdict, proof.findings) == ("passed", ())
+        assert proof.figures["rows"] == 17 * 300
+    finally:
+        standby.stop()
