@@ -28,7 +28,8 @@ def _grants(acl: str, letter: str, owner: str) -> str:
 
 def _explode(acl: str) -> str:
     """Grants as ``role=privilege`` in a fixed order, without the grantor."""
-    return f"""(SELECT string_agg(coalesce(r.rolname, 'PUBLIC') || '=' || a.privilege_type
+    return f"""(SELECT string_agg(coalesce(r.rolname, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::text END)
+        || '=' || a.privilege_type
         || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ' '
         ORDER BY r.rolname COLLATE "C", a.privilege_type, a.is_grantable)
         FROM (SELECT DISTINCT grantee, privilege_type, is_grantable
@@ -43,10 +44,11 @@ def _columns(numbers: str, relation: str) -> str:
         LEFT JOIN pg_attribute a ON a.attrelid = {relation} AND a.attnum = k.attnum)"""
 
 
-def _plain(catalog: str, detail: str = "''", where: str = "true") -> str:
-    """Objects whose name is PostgreSQL's own identity for them."""
+def _plain(catalog: str, detail: str = "''", *, schema: str | None = None) -> str:
+    """Objects whose name is PostgreSQL's own identity for them; ``schema`` is the column of theirs."""
+    inside = f"JOIN pg_namespace n ON n.oid = o.{schema}" if schema else ""
     return f"""SELECT (pg_identify_object('{catalog}'::regclass, o.oid, 0)).identity, {detail}
-        FROM {catalog} o WHERE {_own(catalog)} AND {where}"""
+        FROM {catalog} o {inside} WHERE {_own(catalog)} {f"AND {_SCHEMAS}" if schema else ""}"""
 
 
 def _relation(kinds: str, detail: str) -> str:
@@ -60,6 +62,8 @@ _RELATION_DETAIL = f"""concat_ws(' ', 'owner', pg_get_userbyid(o.relowner),
     CASE o.relpersistence WHEN 'u' THEN 'unlogged' END,
     CASE WHEN o.relrowsecurity THEN 'row security' END,
     CASE WHEN o.relforcerowsecurity THEN 'forced' END,
+    'identity ' || nullif(nullif(o.relreplident, 'd'), 'n')::text,
+    'with ' || (SELECT string_agg(w, ', ' ORDER BY w) FROM unnest(o.reloptions) AS w),
     'in ' || (SELECT string_agg(h.inhparent::regclass::text, ',' ORDER BY h.inhseqno)
               FROM pg_inherits h WHERE h.inhrelid = o.oid),
     'grants', {_grants("o.relacl", "r", "o.relowner")})"""
@@ -92,10 +96,11 @@ _QUERIES: Mapping[str, str] = {
     ),
     "column": f"""SELECT o.attrelid::regclass || '.' || quote_ident(o.attname),
             concat_ws(' ', format_type(o.atttypid, o.atttypmod),
+            'collate ' || nullif(o.attcollation, 0)::regcollation,
             CASE WHEN o.attnotnull THEN 'not null' END, CASE WHEN o.atthasdef AND o.attinhcount = 0 THEN 'default' END,
             'identity ' || nullif(o.attidentity::text, ''),
             'generated ' || nullif(o.attgenerated::text, ''), 'grants ' || {_explode("o.attacl")})
-        FROM pg_attribute o {_on_table("attrelid")} AND c.relkind IN ('r', 'p', 'f')
+        FROM pg_attribute o {_on_table("attrelid")} AND c.relkind IN ('r', 'p', 'f', 'v', 'm', 'c')
           AND o.attnum > 0 AND NOT o.attisdropped""",
     "index": f"""SELECT o.indexrelid::regclass::text, concat_ws(' ', 'on', c.oid::regclass,
             am.amname, CASE WHEN o.indisunique THEN 'unique' END,
@@ -129,37 +134,50 @@ _QUERIES: Mapping[str, str] = {
             (SELECT string_agg(coalesce(r.rolname, 'PUBLIC'), ',' ORDER BY r.rolname COLLATE "C")
              FROM unnest(o.polroles) AS p(oid) LEFT JOIN pg_roles r ON r.oid = p.oid))
         FROM pg_policy o {_on_table("polrelid")}""",
-    "extended statistics": _plain("pg_statistic_ext"),
+    "extended statistics": f"""SELECT quote_ident(k.nspname) || '.' || quote_ident(o.stxname),
+            concat_ws(' ', 'on', c.oid::regclass, o.stxkind)
+        FROM pg_statistic_ext o JOIN pg_namespace k ON k.oid = o.stxnamespace
+        {_on_table("stxrelid")}""",
     "type": f"""SELECT o.oid::regtype::text, concat_ws(' ', o.typtype,
             CASE WHEN o.typtype = 'd' THEN format_type(o.typbasetype, o.typtypmod) END,
             CASE WHEN o.typnotnull THEN 'not null' END,
+            CASE WHEN o.typtype <> 'm'  -- whose owner a restore forgot before PostgreSQL 17
+                THEN 'grants ' || {_grants("o.typacl", "T", "o.typowner")} END,
             (SELECT string_agg(quote_literal(e.enumlabel), ',' ORDER BY e.enumsortorder)
              FROM pg_enum e WHERE e.enumtypid = o.oid))
         FROM pg_type o JOIN pg_namespace n ON n.oid = o.typnamespace
         LEFT JOIN pg_class c ON c.oid = o.typrelid
         WHERE {_SCHEMAS} AND {_own("pg_type")} AND (o.typrelid = 0 OR c.relkind = 'c')
           AND NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = o.oid)""",
+    "comment": """SELECT i.type || ' ' || i.identity, md5(d.description)
+        FROM pg_description d, pg_identify_object(d.classoid, d.objoid, d.objsubid) i
+        WHERE (d.objoid >= 16384 OR (d.classoid = 'pg_namespace'::regclass AND i.name = 'public'))
+          AND d.classoid <> 'pg_extension'::regclass AND coalesce(i.schema, '') !~ '^pg_'
+          AND NOT EXISTS (SELECT FROM pg_depend x WHERE x.classid = d.classoid
+                          AND x.objid = d.objoid AND x.deptype = 'e')""",
     "function": f"""SELECT o.oid::regprocedure::text, concat_ws(' ', o.prokind, l.lanname,
             o.provolatile, CASE WHEN o.prosecdef THEN 'security definer' END,
+            CASE WHEN o.proisstrict THEN 'strict' END, CASE WHEN o.proleakproof THEN 'leakproof' END,
+            'set ' || (SELECT string_agg(w, ', ' ORDER BY w) FROM unnest(o.proconfig) AS w),
             'owner', pg_get_userbyid(o.proowner),
             'grants', {_grants("o.proacl", "f", "o.proowner")},
             CASE WHEN l.lanname NOT IN ('c', 'internal') THEN md5(o.prosrc) END)
         FROM pg_proc o JOIN pg_language l ON l.oid = o.prolang
         JOIN pg_namespace n ON n.oid = o.pronamespace
         WHERE {_SCHEMAS} AND {_own("pg_proc")}""",
-    "operator": _plain("pg_operator"),
-    "operator class": _plain("pg_opclass"),
-    "operator family": _plain("pg_opfamily"),
+    "operator": _plain("pg_operator", schema="oprnamespace"),
+    "operator class": _plain("pg_opclass", schema="opcnamespace"),
+    "operator family": _plain("pg_opfamily", schema="opfnamespace"),
     "cast": _plain("pg_cast"),
-    "collation": _plain("pg_collation"),
-    "conversion": _plain("pg_conversion"),
+    "collation": _plain("pg_collation", schema="collnamespace"),
+    "conversion": _plain("pg_conversion", schema="connamespace"),
     "access method": _plain("pg_am"),
     "language": _plain("pg_language"),
     "transform": _plain("pg_transform"),
-    "text search configuration": _plain("pg_ts_config"),
-    "text search dictionary": _plain("pg_ts_dict"),
-    "text search parser": _plain("pg_ts_parser"),
-    "text search template": _plain("pg_ts_template"),
+    "text search configuration": _plain("pg_ts_config", schema="cfgnamespace"),
+    "text search dictionary": _plain("pg_ts_dict", schema="dictnamespace"),
+    "text search parser": _plain("pg_ts_parser", schema="prsnamespace"),
+    "text search template": _plain("pg_ts_template", schema="tmplnamespace"),
     "foreign-data wrapper": _plain("pg_foreign_data_wrapper"),
     "foreign server": _plain("pg_foreign_server"),
     "user mapping": """SELECT quote_ident(usename) || ' on ' || quote_ident(srvname), ''
@@ -174,8 +192,8 @@ _QUERIES: Mapping[str, str] = {
     "published table": f"""SELECT c.oid::regclass || ' in ' || quote_ident(p.pubname), ''
         FROM pg_publication_rel o JOIN pg_publication p ON p.oid = o.prpubid
         {_on_table("prrelid")}""",
-    "default privileges": """SELECT concat_ws(' ', quote_ident(pg_get_userbyid(o.defaclrole)),
-            o.defaclobjtype, quote_ident(n.nspname)), ''
+    "default privileges": f"""SELECT concat_ws(' ', quote_ident(pg_get_userbyid(o.defaclrole)),
+            o.defaclobjtype, quote_ident(n.nspname)), {_explode("o.defaclacl")}
         FROM pg_default_acl o LEFT JOIN pg_namespace n ON n.oid = o.defaclnamespace""",
     "extension": "SELECT quote_ident(extname), '' FROM pg_extension",
 }
@@ -196,4 +214,5 @@ def read_objects(connection: psycopg.Connection) -> dict[str, dict[str, str]]:
 
 
 def _pairs(connection: psycopg.Connection, query: str) -> dict[str, str]:
-    return {name: detail or "" for name, detail in connection.execute(query).fetchall()}
+    rows = connection.execute(query).fetchall()
+    return {name: detail or "" for name, detail in rows if name is not None}  # None: gone by now

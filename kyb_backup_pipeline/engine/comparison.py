@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from kyb_backup_pipeline.engine.evidence import Evidence, SequenceState
 from kyb_backup_pipeline.engine.manifest import Finding
 
+_RELATIONS = ("table", "foreign table", "view", "materialized view", "type")
 _SLOW_CYCLE = 1_000_000
 """A sequence that cycles within fewer values cannot be held to an interval."""
 
@@ -39,6 +40,8 @@ def compare(source: Evidence, restored: Evidence) -> Comparison:
     undigested = sum(table.digest is None for table in source.tables.values())
     if undigested:
         notes.append(f"{undigested} tables have rows too long to digest: only their rows counted")
+    if source.changed:
+        notes.append(f"{source.changed} objects were altered during the backup: not compared")
     unbounded = sum((s.period or _SLOW_CYCLE) < _SLOW_CYCLE for s in source.sequences.values())
     if unbounded:
         notes.append(f"{unbounded} sequences cycle within few values: their position not compared")
@@ -70,7 +73,7 @@ def _tables(source: Evidence, restored: Evidence) -> Iterator[Finding]:
                 message=f"has {actual.rows} rows, the source had {expected.rows} "
                 f"({actual.rows - expected.rows:+d})",
             )
-        elif None not in (actual.digest, expected.digest) and actual.digest != expected.digest:
+        elif expected.digest is not None and actual.digest != expected.digest:
             yield Finding(
                 object=f"table {name}",
                 message=f"has {actual.rows} rows as the source, but their content differs",
@@ -114,9 +117,17 @@ def _state(state: tuple[int, bool]) -> str:
 
 
 def _objects(source: Evidence, restored: Evidence, *, details: bool) -> Iterator[Finding]:
+    missing = tuple(
+        f"{name}."
+        for kind in _RELATIONS
+        for name in source.objects.get(kind, {})
+        if name not in restored.objects.get(kind, {})
+    )
     for kind in source.objects.keys() | restored.objects.keys():
         expected, actual = source.objects.get(kind, {}), restored.objects.get(kind, {})
         for name, detail in expected.items():
+            if kind == "column" and name.startswith(missing):
+                continue  # its table was named
             if name not in actual:
                 yield Finding(object=f"{kind} {name}", message="is missing after restore")
             elif details and actual[name] != detail:
@@ -124,7 +135,7 @@ def _objects(source: Evidence, restored: Evidence, *, details: bool) -> Iterator
                     object=f"{kind} {name}",
                     message=f"is {actual[name]!r}, the source had {detail!r}",
                 )
-        if details:
+        if details and not source.changed:
             for name in actual.keys() - expected.keys():
                 yield Finding(object=f"{kind} {name}", message="is there, but the source had none")
 

@@ -147,6 +147,7 @@ def settings_sql(database: Database) -> str:
     lines = [
         "-- Settings and grants of the database itself, which its dump does not carry.",
         "-- psql -d DATABASE -f database_settings.sql applies them to the database it connects to.",
+        "SET client_encoding = 'UTF8';",
         "SET search_path = '';",
         f'ALTER DATABASE :"DBNAME" OWNER TO {_identifier(database.owner)};',
     ]

@@ -26,7 +26,7 @@ from kyb_backup_pipeline.engine.files import NO_SPACE, no_space
 from kyb_backup_pipeline.engine.manifest import BackupFile
 from kyb_backup_pipeline.engine.postgres import Programs, Target
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
-from kyb_backup_pipeline.engine.snapshot import LockNotGranted
+from kyb_backup_pipeline.engine.snapshot import LockNotGranted, TryAgain
 
 GLOBALS_FILE = "globals.sql"
 PLAIN_FILE = "database.sql."
@@ -41,6 +41,7 @@ _COMPLETE = re.compile(
 )
 _GLOBALS_COMPLETE = b"-- PostgreSQL database cluster dump complete"
 _RESTRICT = re.compile(rb"^\\restrict (\w+)$", re.MULTILINE)
+_GONE = re.compile(r"could not open relation with OID|cache lookup failed|was concurrently")
 _LOCK_ERRORS = re.compile(r"canceling statement due to|could not obtain lock on relation")
 
 
@@ -102,6 +103,8 @@ def dump(
 def _dump_error(error: process.ProcessFailed) -> Exception:
     if _LOCK_ERRORS.search(error.stderr):
         return LockNotGranted(error.stderr.splitlines()[0] if error.stderr else error.message)
+    if _GONE.search(error.stderr):
+        return TryAgain(error.stderr.splitlines()[0])
     for number in NO_SPACE:
         if os.strerror(number) in error.stderr:
             return no_space(Path("the dump"), OSError(number, os.strerror(number)))
@@ -313,9 +316,12 @@ def dumping_globals(
     argv: list[str | Path] = [
         programs.path("pg_dumpall"),
         "--globals-only",
+        "--encoding=UTF8",
         "--no-password",
         *([] if passwords else ["--no-role-passwords"]),
-        f"--database={target.dbname}" if "=" not in target.dbname else "--database=postgres",
+        f"--database={target.dbname}"
+        if not re.search("=|://", target.dbname)
+        else "--database=postgres",
     ]
     path = folder / GLOBALS_FILE
     with open(os.open(path, _CREATE, 0o600), "wb") as out:

@@ -10,9 +10,11 @@ Sequences are not transactional: the same snapshot can show 1 and then 3. They a
 after the dump, and a restored one passes within that interval (``comparison``).
 """
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -28,6 +30,7 @@ EVIDENCE_FILE = "evidence.json"
 
 _LARGE_OBJECT_BATCH = 1000
 _SEQUENCE_BATCH = 200
+_TOO_LONG = re.compile("invalid memory alloc request size|string buffer|out of memory")
 
 
 class _Fact(BaseModel):
@@ -62,7 +65,10 @@ class LargeObjects(_Fact):
 
 
 class Evidence(_Fact):
-    """What a database held. Names are quoted as PostgreSQL prints them."""
+    """What a database held. Names are quoted as PostgreSQL prints them.
+
+    ``changed`` counts objects that were altered while the dump ran and so prove nothing.
+    """
 
     format_version: int = 1
     server_version: str
@@ -73,6 +79,7 @@ class Evidence(_Fact):
     large_objects: LargeObjects | None
     populated: dict[str, bool]
     seconds: float
+    changed: int = 0
 
     @property
     def rows(self) -> int:
@@ -94,7 +101,7 @@ def take_evidence(
     """Read everything through ``connection``, in its open transaction.
 
     ``sequences`` must have been read before the dump began; complete them with
-    ``with_sequences_after`` once it is done. On a ``standby`` unlogged tables have no rows, neither
+    ``settled`` once it is done. On a ``standby`` unlogged tables have no rows, neither
     here nor in the dump.
     """
     began = time.monotonic()
@@ -138,8 +145,38 @@ def take_evidence_parallel(target: Target, *, jobs: int, report: Reporter) -> Ev
         )
 
 
-def with_sequences_after(evidence: Evidence, after: dict[str, SequenceState]) -> Evidence:
-    """The evidence with the second reading of its sequences put beside the first."""
+def read_evidence(path: Path) -> Evidence:
+    """Read ``evidence.json``. Raises ValueError if it is none."""
+    return Evidence.model_validate_json(path.read_bytes())
+
+
+def settled(
+    evidence: Evidence, objects_before: dict[str, dict[str, str]], connection: psycopg.Connection
+) -> Evidence:
+    """The evidence after a second look, on a new ``connection`` once the dump is done.
+
+    Sequences get the second end of their interval. Names of objects are printed from the catalog as it
+    is at that moment, whatever the snapshot, and roles are in no snapshot: what was not the same before
+    the snapshot (``objects_before``), in it, and now was altered meanwhile, and is left out.
+    """
+    during, after = evidence.objects, read_objects(connection)
+    objects: dict[str, dict[str, str]] = {}
+    changed = 0
+    for kind in objects_before.keys() | during.keys() | after.keys():
+        looks = [look.get(kind, {}) for look in (objects_before, during, after)]
+        names = set().union(*looks)
+        same = {n for n in names if len({look.get(n) for look in looks}) == 1}
+        objects[kind] = {name: detail for name, detail in looks[1].items() if name in same}
+        changed += len(names - same)
+    roles_now = read_roles(connection)
+    roles = {name: d for name, d in evidence.roles.items() if roles_now.get(name) == d}
+    changed += len(evidence.roles) - len(roles)
+    return _with_sequences_after(evidence, read_sequences(connection)).model_copy(
+        update={"objects": objects, "roles": roles, "changed": changed}
+    )
+
+
+def _with_sequences_after(evidence: Evidence, after: dict[str, SequenceState]) -> Evidence:
     sequences = {
         name: state.model_copy(update={"after": after[name].after}) if name in after else state
         for name, state in evidence.sequences.items()
@@ -163,6 +200,7 @@ def read_sequences(connection: psycopg.Connection) -> dict[str, SequenceState]:
         LEFT JOIN pg_extension x ON x.oid = d.refobjid AND c.oid = ANY (x.extconfig)
         WHERE c.relpersistence <> 't' AND n.nspname !~ '^pg_'
           AND n.nspname <> 'information_schema' AND (d.objid IS NULL OR x.oid IS NOT NULL)
+          AND NOT (c.relpersistence = 'u' AND pg_is_in_recovery())
         ORDER BY c.oid
         """
     ).fetchall()
@@ -269,8 +307,10 @@ def _digest(connection: psycopg.Connection, table: Table, columns: Iterable[str]
         with connection.transaction(force_rollback=True):
             rows, digest = connection.execute(query).fetchone() or (0, None)
             return TableContent(rows=rows, digest=str(digest or 0))
-    except (psycopg.errors.ProgramLimitExceeded, psycopg.errors.InternalError_):
-        # a row whose text passes 1 GB ("invalid memory alloc request size"): count it at least
+    except (psycopg.errors.ProgramLimitExceeded, psycopg.errors.InternalError_) as error:
+        if not _TOO_LONG.search(str(error)):
+            raise
+        # a row whose text passes 1 GB: count it at least
         count = sql.SQL("SELECT count(*) FROM ONLY {} {}").format(
             table.identifier,
             sql.SQL(table.condition),

@@ -24,6 +24,7 @@ from datetime import datetime
 import psycopg
 
 from kyb_backup_pipeline import __version__
+from kyb_backup_pipeline.engine.catalog import read_objects
 from kyb_backup_pipeline.engine.config import BackupSettings, Settings
 from kyb_backup_pipeline.engine.database import Database, read_database, settings_sql
 from kyb_backup_pipeline.engine.dump import (
@@ -37,16 +38,16 @@ from kyb_backup_pipeline.engine.dump import (
 from kyb_backup_pipeline.engine.errors import (
     BackupFailed,
     DatabaseUnreachable,
+    KybError,
     NotEnoughSpace,
     NotFound,
 )
 from kyb_backup_pipeline.engine.evidence import (
     EVIDENCE_FILE,
     Evidence,
-    read_roles,
     read_sequences,
+    settled,
     take_evidence,
-    with_sequences_after,
 )
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.manifest import (
@@ -67,9 +68,9 @@ from kyb_backup_pipeline.engine.postgres import (
 )
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.snapshot import (
-    LockNotGranted,
     QueueWatch,
     Snapshot,
+    TryAgain,
     blocking_sessions,
     held_snapshot,
 )
@@ -210,7 +211,7 @@ def _summary(evidence: Evidence | None) -> EvidenceSummary:
 def _dump_with_patience(
     settings: Settings, plan: _Plan, staging: Staging, report: Reporter
 ) -> tuple[Dumped, Evidence | None]:
-    """Dump; give up locks that are not granted, and try again a few times.
+    """Dump; where locks are not granted, or objects come and go, try again a few times.
 
     The parallel workers of the directory format refuse to queue at all, at any time of the dump:
     after such a refusal the next attempts do without them.
@@ -218,22 +219,28 @@ def _dump_with_patience(
     attempts = settings.backup.lock_attempts
     how = settings.backup
     waiting: list[str] = []
+    reason = ""
     for attempt in range(1, attempts + 1):
         try:
             if how.evidence == "none":
                 return _dump(how, plan, staging, None, report, watch=lambda: None), None
+            with connect(plan.target, FIXED_SETTINGS) as connection:
+                before = read_objects(connection)
             with held_snapshot(plan.target, lock_timeout=how.lock_timeout) as snapshot:
-                return _dump_with_evidence(how, plan, staging, snapshot, report)
-        except LockNotGranted as error:
+                dumped, evidence = _dump_with_evidence(how, plan, staging, snapshot, report)
+            with connect(plan.target, FIXED_SETTINGS) as connection:
+                return dumped, settled(evidence, before, connection)
+        except TryAgain as error:
+            reason = error.message
             waiting = blocking_sessions(plan.target) or waiting
-            _log.warning("attempt %d of %d: %s; %s", attempt, attempts, error.message, waiting)
+            _log.warning("attempt %d of %d: %s; %s", attempt, attempts, reason, waiting)
             shutil.rmtree(staging.folder / DIRECTORY, ignore_errors=True)
-            if how.format == "directory" and "could not obtain lock" in error.message:
+            if how.format == "directory" and "could not obtain lock" in reason:
                 how = how.model_copy(update={"jobs": 1})
             if attempt < attempts:
                 time.sleep(min(2.0**attempt, 20) * random.uniform(0.05, 0.25))
     raise BackupFailed(
-        f"the tables could not be locked in {attempts} attempts"
+        f"given up after {attempts} attempts: {reason}"
         + (": " + "; ".join(waiting) if waiting else ""),
         hint="end that session, or take the backup in a quieter moment",
     )
@@ -276,7 +283,10 @@ def _dump_with_evidence(
     how: BackupSettings, plan: _Plan, staging: Staging, snapshot: Snapshot, report: Reporter
 ) -> tuple[Dumped, Evidence]:
     """Dump, and digest the tables beside it; whichever fails ends the other."""
-    before = read_sequences(snapshot.connection)
+    try:
+        before = read_sequences(snapshot.connection)
+    except psycopg.Error as error:
+        raise _evidence_error(error) from error
     holder = snapshot.connection.info.backend_pid
     with (
         ThreadPoolExecutor(1, thread_name_prefix="evidence") as pool,
@@ -300,18 +310,26 @@ def _dump_with_evidence(
             dumped = _dump(how, plan, staging, snapshot.name, report, watch)
             evidence = _await(pending, plan.target, how.stall_timeout)
         except psycopg.Error as error:
-            raise BackupFailed(
-                f"the evidence could not be taken: {str(error).strip()}",
-                hint='backup.evidence = "none" takes the backup without it',
-            ) from error
+            raise _evidence_error(error) from error
         finally:
             if not pending.done():
                 abandon(snapshot.connection)
-    with connect(plan.target, FIXED_SETTINGS) as connection:
-        after = read_sequences(connection)
-        roles = read_roles(connection)  # one that was altered meanwhile proves nothing
-    kept = {name: detail for name, detail in evidence.roles.items() if roles.get(name) == detail}
-    return dumped, with_sequences_after(evidence, after).model_copy(update={"roles": kept})
+    return dumped, evidence
+
+
+def _evidence_error(error: psycopg.Error) -> KybError:
+    gone = (
+        psycopg.errors.UndefinedTable,
+        psycopg.errors.UndefinedObject,
+        psycopg.errors.UndefinedFunction,
+        psycopg.errors.InternalError_,
+    )
+    if isinstance(error, gone):
+        return TryAgain(str(error).splitlines()[0])
+    return BackupFailed(
+        f"the evidence could not be taken: {str(error).strip()}",
+        hint='backup.evidence = "none" takes the backup without it',
+    )
 
 
 def _await(pending: "Future[Evidence]", target: Target, patience: float) -> Evidence:

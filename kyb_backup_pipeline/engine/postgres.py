@@ -170,6 +170,14 @@ def _version(program: Path) -> str | None:
     return match.group(1) if match else None
 
 
+_PATIENT: Mapping[str, str] = {
+    "statement_timeout": "0",
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+"""What holds from the first statement of every session, whatever role and database set."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Where and as whom to connect. ``host`` may be the folder of a Unix socket."""
@@ -196,6 +204,7 @@ class Target:
             password=database.password.get_secret_value() if database.password else None,
             sslmode=database.sslmode,
             connect_timeout=database.connect_timeout,
+            options=_PATIENT,
         )
 
     def with_database(self, dbname: str) -> "Target":
@@ -218,7 +227,7 @@ class Target:
         }
         if self.password is not None:
             environment["PGPASSWORD"] = self.password
-        for name in ("PGPASSFILE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"):
+        for name in _LIBPQ_KEPT:
             if name in os.environ:
                 environment[name] = os.environ[name]
         if self.options:
@@ -228,6 +237,9 @@ class Target:
     def __str__(self) -> str:
         return f"database {self.dbname!r} on {self.host}:{self.port} as {self.user!r}"
 
+
+_LIBPQ_KEPT = ("PGPASSFILE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGSSLCRL")
+"""What of libpq's environment counts: where secrets and certificates lie, never where to connect."""
 
 FIXED_SETTINGS: Mapping[str, str] = {
     "search_path": "",
@@ -241,6 +253,7 @@ FIXED_SETTINGS: Mapping[str, str] = {
     "row_security": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
     "default_transaction_isolation": "repeatable read",
     "default_transaction_read_only": "on",
     "standard_conforming_strings": "on",
@@ -260,6 +273,9 @@ def connect(
     """
     import psycopg
 
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        if name not in _LIBPQ_KEPT:  # PGHOSTADDR or PGSERVICE would lead to another server
+            del os.environ[name]
     try:
         connection = psycopg.connect(
             host=target.host,
@@ -272,12 +288,15 @@ def connect(
             application_name=target.application,
             keepalives_idle=30,
             options=target.session_options(),
+            client_encoding="UTF8",
             autocommit=True,
         )
     except psycopg.Error as error:
         raise _unreachable(target, error) from None  # the original repeats the whole address
     for name, value in (settings or {}).items():
         connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
+    if settings and connection.info.server_version >= 170000:
+        connection.execute("SET transaction_timeout = 0")
     connection.autocommit = autocommit
     return connection
 

@@ -108,6 +108,8 @@ def load_globals(target: Target, script: str, *, throwaway: bool) -> list[str]:
             rows = connection.execute("SELECT quote_ident(rolname) FROM pg_roles").fetchall()
             existing = {name for (name,) in rows}
         for statement in statements(script):
+            if statement.startswith("SET client_encoding"):
+                continue  # we speak UTF-8, as the script was written
             role = re.match(r'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")+"|\w+)', statement)
             if role and role.group(1) in existing:
                 continue
@@ -272,7 +274,7 @@ def _pg_restore(
             "--no-password",
             "--exit-on-error",
             f"--jobs={jobs}",
-            f"--dbname={target.dbname}",
+            f"--dbname={_conninfo(target.dbname)}",
             source.folder / DIRECTORY,
         ],
         env=target.environment(),
@@ -286,20 +288,26 @@ def _pg_restore(
         child.finish(None)
 
 
+def _conninfo(dbname: str) -> str:
+    """A name of a database where a connection string could be meant, for names with ``=`` in them."""
+    escaped = dbname.replace("\\", "\\\\").replace("'", "\\'")
+    return f"dbname='{escaped}'"
+
+
 def apply_database_settings(source: Source, programs: Programs, target: Target) -> list[str]:
     """Apply ``database_settings.sql``; return notes on settings this server does not know."""
     path = source.folder / DATABASE_FILE
     if not path.exists():
         return ["no settings and grants of the database itself were recorded"]
-    argv = _psql_argv(programs, [])
+    argv = _psql_argv(programs, ["--set=ON_ERROR_STOP=0"])
     argv[-1] = f"--file={path}"
-    try:
-        process.run(argv, deadline=60, env=target.environment())
-    except process.ProcessFailed as error:
-        if "unrecognized configuration parameter" in error.stderr:
-            return [f"not all settings of the database were taken over: {_error_line(error)}"]
-        raise RestoreFailed(f"{DATABASE_FILE} cannot be applied: {_error_line(error)}") from error
-    return []
+    printed = process.run(argv, deadline=60, env=target.environment()).stderr
+    notes = []
+    for message in re.findall(r"ERROR:\s+(.*)", printed):
+        if not message.startswith("unrecognized configuration parameter"):
+            raise RestoreFailed(f"{DATABASE_FILE} cannot be applied: {message}")
+        notes.append(f"a setting of the database was not taken over: {message}")
+    return notes
 
 
 _MENTIONED_ROLES = re.compile(

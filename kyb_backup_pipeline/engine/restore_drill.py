@@ -18,9 +18,16 @@ import psycopg
 from kyb_backup_pipeline.engine.comparison import compare
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
 from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.database import read_database, settings_sql
 from kyb_backup_pipeline.engine.dump import GLOBALS_FILE, PLAIN_FILE
-from kyb_backup_pipeline.engine.errors import CouldNotVerify, ProofFailed, RestoreFailed
-from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE, Evidence, take_evidence_parallel
+from kyb_backup_pipeline.engine.errors import CouldNotVerify, KybError, ProofFailed, RestoreFailed
+from kyb_backup_pipeline.engine.evidence import (
+    EVIDENCE_FILE,
+    Evidence,
+    read_evidence,
+    take_evidence_parallel,
+)
+from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
 from kyb_backup_pipeline.engine.manifest import (
     Finding,
     Manifest,
@@ -29,7 +36,7 @@ from kyb_backup_pipeline.engine.manifest import (
     Verdict,
     utc_now,
 )
-from kyb_backup_pipeline.engine.postgres import Target, connect
+from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.restore import (
     Source,
@@ -58,6 +65,8 @@ _SINGLE_TRANSACTION_OBJECTS = 20_000
 """Above it one transaction would need more locks than the throwaway server has room for."""
 
 _USERS = "SELECT count(*) FROM users"
+_USERS_TABLE = """SELECT count(*) > 0 FROM pg_catalog.pg_class
+    WHERE oid = pg_catalog.to_regclass('users') AND relkind IN ('r', 'p')"""
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,8 @@ def drill_full_backup(
             verdict, course.summary, hint = "could_not_verify", error.message, error.hint
         except (RestoreFailed, ProofFailed) as error:
             verdict, course.summary = "failed", error.message
+        except KybError as error:
+            verdict, course.summary, hint = "could_not_verify", error.message, error.hint
     if course.findings:
         verdict = "failed"
         first = course.findings[0]
@@ -239,7 +250,10 @@ def _head(source: Source) -> str:
 def _evidence(source: Source) -> Evidence | None:
     if not any(file.path == EVIDENCE_FILE for file in source.manifest.files):
         return None
-    return Evidence.model_validate_json((source.folder / EVIDENCE_FILE).read_bytes())
+    try:
+        return read_evidence(source.folder / EVIDENCE_FILE)
+    except ValueError as error:
+        raise RestoreFailed(f"{EVIDENCE_FILE} cannot be read") from error
 
 
 def _restore(
@@ -254,7 +268,8 @@ def _restore(
     """Roles, database, dump, settings; returns the way into the restored database."""
     maintenance = cluster.target("template1")
     database = source.manifest.database
-    target = cluster.target(database.name if database else "restored")
+    name = database.name if database else "restored"
+    target = cluster.target("restored" if name in ("template0", "template1") else name)
     with course.step("roles"):
         check_requirements(maintenance, origin.requirements)
         script = source.folder / GLOBALS_FILE
@@ -283,8 +298,23 @@ def _restore(
         )
     with course.step("settings"):
         if not source.manifest.legacy:
-            course.notes += apply_database_settings(source, cluster.programs, target)
+            refused = apply_database_settings(source, cluster.programs, target)
+            course.notes += refused
+            course.findings += _compare_settings(source, target, all_taken=not refused)
     return target
+
+
+def _compare_settings(source: Source, target: Target, *, all_taken: bool) -> Iterator[Finding]:
+    """Settings, grants, owner and comment of the database itself: written down again, and compared.
+
+    Findings do not repeat values: settings can hold secrets.
+    """
+    with connect(target, FIXED_SETTINGS) as connection:
+        restored = settings_sql(read_database(connection)).splitlines()
+    for line in (source.folder / DATABASE_FILE).read_text(encoding="utf-8").splitlines():
+        if line not in restored and (all_taken or " SET " not in line):
+            what = re.sub(r"( SET \S+) TO .*|( COMMENT ON DATABASE) .*", r"\1\2", line)
+            yield Finding(object=DATABASE_FILE, message=f"has no effect after restore: {what}")
 
 
 def _compare(
@@ -310,9 +340,7 @@ def _smoke(settings: Settings, database: Target, course: _Course) -> None:
     """Ask the restored database what the platform would ask first; ``false`` is a failure too."""
     with connect(database) as connection:
         queries = list(settings.restore_test.smoke_queries)
-        (users,) = connection.execute(
-            "SELECT pg_catalog.to_regclass('users') IS NOT NULL"
-        ).fetchone() or (False,)
+        (users,) = connection.execute(_USERS_TABLE).fetchone() or (False,)
         if users and _USERS not in queries:
             queries.insert(0, _USERS)
         connection.execute("SET default_transaction_read_only = on")

@@ -53,8 +53,12 @@ ORDER BY c.oid
 """
 
 
-class LockNotGranted(KybError):
-    """A lock on a table was not granted in time; another attempt may succeed."""
+class TryAgain(KybError):
+    """The database changed under our hands; another attempt may succeed."""
+
+
+class LockNotGranted(TryAgain):
+    """A lock on a table was not granted in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,11 +197,12 @@ class QueueWatch:
                 answered.result()
 
     def close(self) -> None:
-        if self._connection is not None:
-            if self._asked is not None and not self._asked.done():
-                abandon(self._connection)
-            self._connection.close()
+        asking = self._asked is not None and not self._asked.done()
+        if asking and self._connection is not None:
+            abandon(self._connection)
         self._pool.shutdown()
+        if self._connection is not None:
+            self._connection.close()
 
     def _ask(self) -> None:
         if self._connection is None:

@@ -15,7 +15,7 @@ _TOKEN = re.compile(
     | '(?:[^']|'')*'               # string
     | "(?:[^"]|"")*"               # name
     | ;
-    | [^-'";\\]+ | .               # anything else
+    | \w+ | [^-\w'";\\]+ | .       # anything else
     """,
     re.VERBOSE | re.MULTILINE | re.DOTALL,
 )

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -140,8 +141,9 @@ class Repository:
         try:
             for folder in ("", *_LAYOUT):
                 path = self.root / folder
-                if not path.is_dir():
-                    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for place in (*reversed(path.parents), path):
+                    if not place.is_dir():
+                        place.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise no_space(self.root, error) from error
@@ -184,7 +186,7 @@ class Repository:
         valid_id(backup_id)
         for kind, place in FOLDERS.items():
             folder = self.root / place / backup_id
-            if folder.is_dir():
+            if _is_folder(folder):
                 backup = self._read(kind, folder)
                 return backup or Backup(
                     backup_id=backup_id,
@@ -251,10 +253,7 @@ class Repository:
         try:
             descriptor = os.open(backup.folder, os.O_RDONLY | os.O_DIRECTORY)
         except PermissionError as error:
-            raise CouldNotVerify(
-                f"{backup.folder} may not be read by this user",
-                hint="run as the repository's owner",
-            ) from error
+            raise _closed(backup.folder) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -332,12 +331,29 @@ def _holder(descriptor: int) -> str:
         return "by a process that has not said who it is yet"
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+    except PermissionError as error:
+        raise _closed(path.parent) from error
+
+
 def _folders(place: Path) -> list[Path]:
     try:
         with os.scandir(place) as entries:
             return sorted(Path(entry.path) for entry in entries if entry.is_dir())
     except FileNotFoundError:
         return []
+    except PermissionError as error:
+        raise _closed(place) from error
+
+
+def _closed(folder: Path) -> CouldNotVerify:
+    return CouldNotVerify(
+        f"{folder} may not be read by this user", hint="run as the repository's owner"
+    )
 
 
 def checksum_line(content: bytes) -> bytes:

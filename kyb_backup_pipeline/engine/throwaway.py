@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from psycopg import sql
+
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, DatabaseUnreachable
@@ -62,7 +64,13 @@ _SERVER_SETTINGS = {
     "log_min_messages": "fatal",
 }
 
-SESSION_OPTIONS = {
+_SUPERUSER = "kyb-throwaway"
+"""Who works on a throwaway cluster: not the bootstrap role, since what is restored of that one can
+forbid it to log in, or make it another role."""
+
+_SESSION_OPTIONS = {
+    "role": "none",
+    "idle_session_timeout": "0",
     "default_transaction_read_only": "off",
     "statement_timeout": "0",
     "lock_timeout": "0",
@@ -70,7 +78,8 @@ SESSION_OPTIONS = {
     "session_preload_libraries": "",
     "local_preload_libraries": "",
 }
-"""What sessions on a throwaway cluster set, whatever the restored roles and databases set."""
+"""What sessions on it set, whatever the restored roles and databases set. Event triggers are off
+where that can be said: those on login would write rows, or refuse us."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +88,17 @@ class Cluster:
 
     programs: Programs
     folder: Path
-    superuser: str
 
-    def target(self, dbname: str) -> Target:
-        """Its superuser's way into one of its databases."""
+    def target(self, dbname: str, user: str = _SUPERUSER) -> Target:
+        """A superuser's way into one of its databases."""
+        since_17 = {"transaction_timeout": "0", "event_triggers": "off"}
         return Target(
             host=str(self.folder / "s"),
             port=5432,
             dbname=dbname,
-            user=self.superuser,
+            user=user,
             sslmode="disable",
-            options=SESSION_OPTIONS,
+            options=_SESSION_OPTIONS | (since_17 if self.programs.major >= 17 else {}),
         )
 
 
@@ -119,9 +128,9 @@ def throwaway_cluster(
             cwd=folder,
             death_signal=signal.SIGQUIT,
         ) as server:
-            cluster = Cluster(programs=programs, folder=folder, superuser=superuser)
+            cluster = Cluster(programs=programs, folder=folder)
             try:
-                _await_start(cluster, server)
+                _await_start(cluster, server, superuser)
                 yield cluster
             finally:
                 server.stop(signal.SIGQUIT, deadline=30)
@@ -228,11 +237,18 @@ def _initialise(
         configuration.writelines(lines)
 
 
-def _await_start(cluster: Cluster, server: process.Child) -> None:
+def _await_start(cluster: Cluster, server: process.Child, bootstrap: str) -> None:
+    """Wait until it answers, make sure that it is ours, and make the role that works on it."""
     give_up = time.monotonic() + _START_TIMEOUT
     while True:
         try:
-            connect(cluster.target("template1")).close()
+            with connect(cluster.target("template1", bootstrap)) as connection:
+                (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
+                if data != str(cluster.folder / "data"):
+                    raise CouldNotVerify(f"another server answers: its data are in {data}")
+                connection.execute(
+                    sql.SQL("CREATE ROLE {} SUPERUSER LOGIN").format(sql.Identifier(_SUPERUSER))
+                )
             return
         except DatabaseUnreachable as error:
             if not server.running() or time.monotonic() > give_up:

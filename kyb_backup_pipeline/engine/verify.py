@@ -30,7 +30,7 @@ from kyb_backup_pipeline.engine.dump import (
     is_complete,
 )
 from kyb_backup_pipeline.engine.errors import BackupFailed, CouldNotVerify, KybError
-from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE
+from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE, read_evidence
 from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
@@ -160,6 +160,10 @@ def examine_manifest(backup: Backup, seen: Examination) -> Manifest | None:
             seen.notes.append("made by the old scripts: the manifest itself has no checksum")
     except OSError as error:
         seen.unreadable(MANIFEST_CHECKSUM, error)
+    outside = [file.path for file in manifest.files if not _safe(file.path)]
+    if outside:
+        seen.found(MANIFEST, f"names a file outside its folder: {outside[0]!r}")
+        return None
     if manifest.backup_id != backup.folder.name:
         seen.found(MANIFEST, f"belongs to another backup, {manifest.backup_id!r}")
     if not manifest.legacy:
@@ -223,12 +227,12 @@ def _examine_files(
     total = sum(file.size for file in files)
     for file in files:
         report(Progress(step="verify", done=seen.read, total=total, detail=file.path))
-        if not _safe(file.path):
-            seen.found(MANIFEST, f"names a file outside its folder: {file.path!r}")
-        elif file.path.endswith((".zst", ".gz")):
+        if file.path.endswith((".zst", ".gz")):
             _examine_compressed(backup.folder, file, seen, total, report)
         else:
             examine_file(backup.folder, file, seen)
+            if file.path == EVIDENCE_FILE and not seen.findings and seen.unverifiable is None:
+                _examine_evidence(backup.folder, seen)
     report(Progress(step="verify", done=total, total=total))
     known = {file.path for file in files} | {MANIFEST, MANIFEST_CHECKSUM}
     present = {
@@ -239,6 +243,13 @@ def _examine_files(
     seen.notes += [f"{name} is not part of this backup" for name in sorted(present - known)]
     if not manifest.legacy and not any(f.path.startswith(PLAIN_FILE) for f in files):
         _examine_directory(backup.folder / DIRECTORY, manifest, programs, seen)
+
+
+def _examine_evidence(folder: Path, seen: Examination) -> None:
+    try:
+        read_evidence(folder / EVIDENCE_FILE)
+    except ValueError:
+        seen.found(EVIDENCE_FILE, "holds no evidence that can be read")
 
 
 def _safe(path: str) -> bool:
