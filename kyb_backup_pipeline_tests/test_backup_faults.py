@@ -283,7 +283,9 @@ def test_a_second_backup_says_who_holds_the_lock(large_settings: Settings, tmp_p
     cli = Cli(settings_file(large_settings, tmp_path / "kyb.toml"))
     first = cli.start("backup", "full", "--id", "first")
     wait_until(lambda: dump_grows(large_settings), "the dump has begun")
+    first.kill(signal.SIGSTOP)
     second = cli.run("backup", "full", "--id", "second")
+    first.kill(signal.SIGCONT)
     assert second.returncode == 8
     assert f"backup first, process {first.pid}" in second.stderr
     assert first.wait() == 0

@@ -38,6 +38,7 @@ from kyb_backup_pipeline.engine.manifest import (
     utc_now,
 )
 from kyb_backup_pipeline.engine.progress import Progress
+from kyb_backup_pipeline.engine.records import ProofRecords
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
@@ -395,7 +396,7 @@ def test_what_the_command_line_did_appears_once_with_its_proofs(
     assert checks(instance, "by_hand") == GREEN
     assert newest_metadata(instance, RESTORE_TEST, "by_hand")["card"].startswith("## Passed")
     monkeypatch.setattr(Repository, "find", never)
-    monkeypatch.setattr(Repository, "read_proof", never)
+    monkeypatch.setattr(ProofRecords, "read", never)
     assert tick(instance, engine) is None
     for key in CHECKS:
         assert len(instance.fetch_materializations(key, limit=10).records) == 1

@@ -237,7 +237,9 @@ def read_roles(connection: psycopg.Connection) -> dict[str, str]:
             'in ' || (SELECT string_agg(DISTINCT quote_ident(g.rolname), ',')
                       FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
                       WHERE m.member = r.oid))
-        FROM pg_roles r WHERE r.rolname !~ '^pg_' ORDER BY 1
+        FROM pg_roles r WHERE r.rolname !~ '^pg_'
+          AND (getdatabaseencoding() = 'UTF8' OR r.rolname !~ '[^ -~]')  -- no encoding of their own
+        ORDER BY 1
         """
     )
     return dict(rows.fetchall())
