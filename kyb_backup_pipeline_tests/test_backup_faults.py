@@ -484,7 +484,7 @@ def test_the_evidence_cannot_be_emptied_by_an_error_of_the_server(
         rows = execute(
             server.target(),
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = %s AND query LIKE '%%hashtextextended%%' AND state = 'active'",
+            " WHERE datname = %s AND query LIKE '%%hash_record_extended%%' AND state = 'active'",
             (large,),
         )
         return bool(rows)

@@ -1,27 +1,30 @@
 """What the database held, table by table, in one snapshot: the measure of every restore.
 
-For each table its number of rows and a digest of their content that does not depend on the order of
-rows or columns: the sum of a 64-bit hash of each row's text. Columns go by name, because pg_dump can
-give the children of an inheritance tree another order; generated columns are left out, because they
-are computed again. The session settings under which a row has its text are fixed
-(``postgres.FIXED_SETTINGS``), and so is the collation of the hash.
+For each table its number of rows and a digest of their content (``digest``), under session settings
+that are fixed (``postgres.FIXED_SETTINGS``); the identity of every object (``catalog``).
 
 Sequences are not transactional: the same snapshot can show 1 and then 3. They are read before and
 after the dump, and a restored one passes within that interval (``comparison``).
 """
 
-import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import sql
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from kyb_backup_pipeline.engine.catalog import read_objects
+from kyb_backup_pipeline.engine.digest import (
+    DIGEST_VERSION,
+    TableContent,
+    digest_table,
+    newest_version,
+    read_columns,
+)
 from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.snapshot import Table, list_tables
@@ -30,18 +33,10 @@ EVIDENCE_FILE = "evidence.json"
 
 _LARGE_OBJECT_BATCH = 1000
 _SEQUENCE_BATCH = 200
-_TOO_LONG = re.compile("invalid memory alloc request size|string buffer|out of memory")
 
 
 class _Fact(BaseModel):
     model_config = ConfigDict(frozen=True)
-
-
-class TableContent(_Fact):
-    """Rows and content of a table; ``digest`` is None where PostgreSQL cannot give a row's text."""
-
-    rows: int
-    digest: str | None
 
 
 class SequenceState(_Fact):
@@ -71,6 +66,7 @@ class Evidence(_Fact):
     """
 
     format_version: int = 1
+    digest_version: int = Field(1, ge=1, le=DIGEST_VERSION)
     server_version: str
     tables: dict[str, TableContent]
     sequences: dict[str, SequenceState]
@@ -105,27 +101,35 @@ def take_evidence(
     here nor in the dump.
     """
     began = time.monotonic()
+    version = newest_version(connection)
     return Evidence(
         server_version=_one(connection, "SHOW server_version"),
+        digest_version=version,
         sequences=sequences,
         objects=read_objects(connection),
         roles=read_roles(connection),
         populated=_populated(connection),
-        tables=_digest_all(connection, tables, standby, report),
+        tables=_digest_all(connection, tables, version, standby, report),
         large_objects=read_large_objects(connection),
         seconds=round(time.monotonic() - began, 3),
     )
 
 
-def take_evidence_parallel(target: Target, *, jobs: int, report: Reporter) -> Evidence:
-    """The same of a database at rest, such as a restored one, over ``jobs`` connections."""
+def take_evidence_parallel(
+    target: Target, *, like: Evidence, jobs: int, report: Reporter
+) -> Evidence:
+    """The same of a database at rest, such as a restored one, over ``jobs`` connections.
+
+    The digests are of the version that the evidence to compare with (``like``) has.
+    """
     began = time.monotonic()
     with connect(target, FIXED_SETTINGS) as connection:
         tables = list_tables(connection)
         largest_first = _largest_first(connection, tables)
         with ThreadPoolExecutor(jobs) as pool:
             parts = [
-                pool.submit(_digest_share, target, largest_first, n, jobs) for n in range(jobs)
+                pool.submit(_digest_share, target, largest_first[n::jobs], like.digest_version)
+                for n in range(jobs)
             ]
             sequences = read_sequences(connection)
             objects = read_objects(connection)
@@ -135,6 +139,7 @@ def take_evidence_parallel(target: Target, *, jobs: int, report: Reporter) -> Ev
                 report(_progress(len(contents), len(tables), "comparing"))
         return Evidence(
             server_version=_one(connection, "SHOW server_version"),
+            digest_version=like.digest_version,
             sequences=sequences,
             objects=objects,
             roles=read_roles(connection),
@@ -269,71 +274,33 @@ def read_large_objects(connection: psycopg.Connection) -> LargeObjects:
 
 
 def _digest_all(
-    connection: psycopg.Connection, tables: Sequence[Table], standby: bool, report: Reporter
+    connection: psycopg.Connection,
+    tables: Sequence[Table],
+    version: int,
+    standby: bool,
+    report: Reporter,
 ) -> dict[str, TableContent]:
     with_data = [table for table in tables if not table.partitioned]
-    columns = _columns(connection)
+    columns = read_columns(connection)
     contents = {}
     for done, table in enumerate(with_data):
         report(_progress(done, len(with_data), table.label))
         if standby and table.unlogged:
             contents[table.label] = TableContent(rows=0, digest="0")
         else:
-            contents[table.label] = _digest(connection, table, columns.get(table.oid, ()))
+            found = digest_table(connection, table, columns.get(table.oid, ()), version)
+            contents[table.label] = found
     report(_progress(len(with_data), len(with_data), ""))
     return contents
 
 
-def _digest_share(
-    target: Target, tables: Sequence[Table], share: int, shares: int
-) -> dict[str, TableContent]:
+def _digest_share(target: Target, tables: Sequence[Table], version: int) -> dict[str, TableContent]:
     with connect(target, FIXED_SETTINGS) as connection:
-        columns = _columns(connection)
+        columns = read_columns(connection)
         return {
-            table.label: _digest(connection, table, columns.get(table.oid, ()))
-            for table in tables[share::shares]
+            table.label: digest_table(connection, table, columns.get(table.oid, ()), version)
+            for table in tables
         }
-
-
-def _digest(connection: psycopg.Connection, table: Table, columns: Iterable[str]) -> TableContent:
-    """Rows and digest of one table; locks that planning takes on its indexes are given back."""
-    query = sql.SQL(
-        'SELECT count(*), sum(hashtextextended(row({columns})::text COLLATE "C", 0))'
-        " FROM ONLY {table} {condition}"
-    ).format(
-        columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
-        table=table.identifier,
-        condition=sql.SQL(table.condition),  # the extension's own WHERE
-    )
-    try:
-        with connection.transaction(force_rollback=True):
-            rows, digest = connection.execute(query).fetchone() or (0, None)
-            return TableContent(rows=rows, digest=str(digest or 0))
-    except (psycopg.errors.ProgramLimitExceeded, psycopg.errors.InternalError_) as error:
-        if not _TOO_LONG.search(str(error)):
-            raise
-        # a row whose text passes 1 GB: count it at least
-        count = sql.SQL("SELECT count(*) FROM ONLY {} {}").format(
-            table.identifier,
-            sql.SQL(table.condition),
-        )
-        with connection.transaction(force_rollback=True):
-            (rows,) = connection.execute(count).fetchone() or (0,)
-            return TableContent(rows=rows, digest=None)
-
-
-def _columns(connection: psycopg.Connection) -> dict[int, list[str]]:
-    """The columns that are dumped, of every table, by name."""
-    columns: dict[int, list[str]] = {}
-    for oid, name in connection.execute(
-        """
-        SELECT a.attrelid, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-        WHERE c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-        ORDER BY a.attrelid, a.attname COLLATE "C"
-        """
-    ).fetchall():
-        columns.setdefault(oid, []).append(name)
-    return columns
 
 
 def _largest_first(connection: psycopg.Connection, tables: Sequence[Table]) -> list[Table]:

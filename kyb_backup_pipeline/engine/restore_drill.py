@@ -320,7 +320,9 @@ def _compare_settings(source: Source, target: Target, *, all_taken: bool) -> Ite
 def _compare(
     settings: Settings, evidence: Evidence, database: Target, course: _Course, report: Reporter
 ) -> None:
-    restored = take_evidence_parallel(database, jobs=settings.restore_test.jobs, report=report)
+    restored = take_evidence_parallel(
+        database, like=evidence, jobs=settings.restore_test.jobs, report=report
+    )
     result = compare(evidence, restored)
     course.findings += result.differences
     course.notes += result.notes
