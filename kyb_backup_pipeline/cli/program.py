@@ -27,6 +27,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "show": ("show", "Show one backup with all its records."),
     "verify": ("verify", "Check backups: checksums, decompression, completeness."),
     "drill": ("drill", "Restore a backup on a throwaway server and compare it with its source."),
+    "restore": ("restore", "Bring back what was backed up."),
     "demo": ("demo", "Make a sample platform and prove a backup of it through Dagster."),
     "up": ("up", "Open the Dagster UI on the sandbox of the demo."),
     "down": ("down", "Stop the services of the sandbox."),

@@ -9,7 +9,7 @@ from kyb_backup_pipeline.cli.session import Session, with_session
 from kyb_backup_pipeline.cli.show import show_proof
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, InvalidRequest, ProofFailed
 from kyb_backup_pipeline.engine.manifest import MANIFEST, Proof, utc_now
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
 
 
@@ -22,11 +22,14 @@ Examples:
   kyb-backup verify --all --json""",
 )
 @click.argument("backup_ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Every full backup in the repository.")
+@click.option("--all", "everything", is_flag=True, help="Every backup in the repository.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records.")
 @with_session
 def command(session: Session, backup_ids: tuple[str, ...], everything: bool, as_json: bool) -> None:
     """Check backups: every checksum, decompression to the end, and a dump that is complete.
+
+    Of a base backup every file is compared with PostgreSQL's own manifest; of an increment every WAL
+    segment, and that none is missing between its base and its end.
 
     Exits with 6 if one is bad, else with 10 if one could not be verified.
     """
@@ -66,9 +69,9 @@ def chosen(repository: Repository, ids: tuple[str, ...], everything: bool) -> li
             problem=f"{leftover.folder / MANIFEST} is missing",
         )
         for leftover in repository.leftovers()
-        if not leftover.partial and leftover.folder.parent == repository.folder("full")
+        if not leftover.partial
     ]
-    return [*repository.backups(("full",)), *lost]
+    return [*repository.backups(tuple(FOLDERS)), *lost]
 
 
 def exit_code(proofs: list[Proof]) -> int:

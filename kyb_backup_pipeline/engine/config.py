@@ -75,6 +75,32 @@ class BackupSettings(_Section):
     lock_attempts: int = Field(5, ge=1, le=100)
 
 
+class BaseBackupSettings(_Section):
+    """How a base backup is taken. ``rate_limit`` in bytes a second, ``max_age`` in seconds: a base
+    older than that is due for another.
+    """
+
+    checkpoint: Literal["fast", "spread"] = "fast"
+    rate_limit: int | None = Field(None, ge=32 * 1024, le=1024**3)
+    level: int | None = Field(None, ge=1, le=19)
+    jobs: int = Field(2, ge=1, le=64)
+    max_age: Seconds = 8 * 24 * 3600
+    stall_timeout: Seconds = 600
+
+
+class WalSettings(_Section):
+    """How WAL comes into the repository. ``wait`` in seconds: for the server to hand a segment over.
+
+    ``inbox`` is the folder that ``kyb-wal-push`` fills, with ``source = "archive"``.
+    """
+
+    source: Literal["slot", "archive"] = "slot"
+    slot: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")] = "kyb_backup"
+    allow_unbounded_slot: bool = False
+    inbox: Path | None = None
+    wait: Seconds = 300
+
+
 class RestoreTestSettings(_Section):
     """The throwaway cluster of a restore test and what is asked of it."""
 
@@ -90,6 +116,9 @@ class ScheduleSettings(_Section):
     """Cron lines, all in UTC."""
 
     full_backup: NonEmpty = "0 2 * * *"
+    base_backup: NonEmpty = "0 1 * * 0"
+    incremental_backup: NonEmpty = "30 0,6,12,18 * * *"
+    point_in_time_test: NonEmpty = "0 5 1 * *"
     verify_all: NonEmpty = "0 4 * * *"
 
 
@@ -101,6 +130,8 @@ class Settings(_Section):
     database: DatabaseSettings = DatabaseSettings()
     postgres: PostgresSettings = PostgresSettings()
     backup: BackupSettings = BackupSettings()
+    base_backup: BaseBackupSettings = BaseBackupSettings()
+    wal: WalSettings = WalSettings()
     restore_test: RestoreTestSettings = RestoreTestSettings()
     schedules: ScheduleSettings = ScheduleSettings()
 
@@ -174,6 +205,7 @@ _PATH_KEYS = (
     (None, "log_file"),
     ("database", "password_file"),
     ("restore_test", "directory"),
+    ("wal", "inbox"),
 )
 """Paths in the file are taken relative to the folder the file stands in."""
 

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import re
-import select
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.compression import BLOCK, SUFFIX, compressor
+from kyb_backup_pipeline.engine.compression import SUFFIX
 from kyb_backup_pipeline.engine.config import BackupSettings
 from kyb_backup_pipeline.engine.errors import BackupFailed
 from kyb_backup_pipeline.engine.files import NO_SPACE, no_space
@@ -27,15 +26,13 @@ from kyb_backup_pipeline.engine.manifest import BackupFile
 from kyb_backup_pipeline.engine.postgres import Programs, Target
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.snapshot import LockNotGranted, TryAgain
+from kyb_backup_pipeline.engine.stream import CREATE, EDGE, POLL, silent_child, squeeze
 
 GLOBALS_FILE = "globals.sql"
 PLAIN_FILE = "database.sql."
 """The beginning of its name: ``database.sql.zst`` or ``database.sql.gz``."""
 DIRECTORY = "database.dir"
 
-EDGE = 4096
-"""How many bytes of a dump's beginning and end tell whether it is whole."""
-_POLL = 0.25
 _COMPLETE = re.compile(
     rb"\n-- PostgreSQL database dump complete\n--\n+(?:\\unrestrict (\w+)\n+)?\Z"
 )
@@ -125,88 +122,32 @@ def _plain(
     report: Reporter,
 ) -> Dumped:
     name = PLAIN_FILE + SUFFIX[settings.compression]
-    squeeze = compressor(settings.compression, level=settings.level, threads=settings.jobs)
-    digest = hashlib.sha256()
-    total = size = 0
-    head = tail = b""
-    with (
-        open(os.open(folder / name, _CREATE, 0o600), "wb", buffering=0) as file,
-        process.start(
-            [*argv, "--format=plain"], env=target.environment(), stdout=subprocess.PIPE
-        ) as child,
-    ):
-
-        def keep(block: bytes) -> None:
-            nonlocal size
-            if block:
-                digest.update(block)
-                _write_all(file.fileno(), block)
-                size += len(block)
-
-        for block in _blocks(child, settings.stall_timeout, watch):
-            head = head or bytes(block[:EDGE])
-            tail = (tail + bytes(block[-EDGE:]))[-EDGE:]
-            total += len(block)
-            keep(squeeze.compress(block))
-            report(Progress(step="dump", done=total, detail=f"{size} written"))
-        keep(squeeze.flush())
-        child.finish(settings.stall_timeout)
-        os.fsync(file.fileno())
-    if not is_complete(tail, head):
+    with process.start(
+        [*argv, "--format=plain"], env=target.environment(), stdout=subprocess.PIPE
+    ) as child:
+        written = squeeze(
+            child,
+            folder / name,
+            method=settings.compression,
+            level=settings.level,
+            threads=settings.jobs,
+            patience=settings.stall_timeout,
+            step="dump",
+            watch=watch,
+            report=report,
+        )
+    if not is_complete(written.tail, written.head):
         raise BackupFailed(
             "pg_dump ended with 0, but its output has no proper end",
             hint="what ran as pg_dump? kyb-backup check shows the programs found",
         )
-    described = BackupFile(path=name, size=size, sha256=digest.hexdigest())
     return Dumped(
         name=name,
-        files=(described,),
-        checksum=described.sha256,
+        files=(written.file,),
+        checksum=written.file.sha256,
         compression=settings.compression,
-        uncompressed_size=total,
+        uncompressed_size=written.total,
     )
-
-
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-
-
-def _blocks(
-    child: process.Child, patience: float, watch: Callable[[], None]
-) -> Iterator[memoryview]:
-    """What the child prints, block by block, in one buffer that is used again."""
-    descriptor = child.stdout.fileno()
-    process.widen_pipe(child.stdout)
-    buffer = memoryview(bytearray(BLOCK))
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    heard = time.monotonic()
-    while True:
-        if not poll.poll(_POLL * 1000):
-            watch()
-            if time.monotonic() - heard > patience:
-                raise _silent(child, patience)
-            continue
-        count = os.readv(descriptor, [buffer])
-        if count == 0:
-            return
-        now = time.monotonic()
-        if now - heard > _POLL:
-            watch()
-        heard = now
-        yield buffer[:count]
-
-
-def _silent(child: process.Child, patience: float) -> BackupFailed:
-    return BackupFailed(
-        f"{child.program} made no progress for {patience:g} s",
-        hint="is the server hanging? backup.stall_timeout sets how long to wait",
-    )
-
-
-def _write_all(descriptor: int, block: bytes) -> None:
-    rest = memoryview(block)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def _directory(
@@ -251,14 +192,14 @@ def _await_growth(
     report: Reporter,
 ) -> None:
     size, grown = -1, time.monotonic()
-    while not child.ended_within(_POLL):
+    while not child.ended_within(POLL):
         watch()
         now = sum(entry.stat().st_size for entry in _scan(place))
         if now != size:
             size, grown = now, time.monotonic()
             report(Progress(step="dump", done=size))
         elif time.monotonic() - grown > patience:
-            raise _silent(child, patience)
+            raise silent_child(child, patience)
 
 
 def _scan(place: Path) -> list["os.DirEntry[str]"]:
@@ -324,7 +265,7 @@ def dumping_globals(
         else "--database=postgres",
     ]
     path = folder / GLOBALS_FILE
-    with open(os.open(path, _CREATE, 0o600), "wb") as out:
+    with open(os.open(path, CREATE, 0o600), "wb") as out:
         with process.start(argv, env=target.environment(), stdout=out) as child:
             yield
             try:

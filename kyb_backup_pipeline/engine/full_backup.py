@@ -106,7 +106,7 @@ def take_full_backup(
     """
     repository = Repository(settings.repository)
     backup_id = request.backup_id or new_id("backup", now)
-    adopted = _already_complete(repository, backup_id, request)
+    adopted = already_complete(repository, backup_id, request)
     if adopted is not None:
         return adopted
     with repository.writing("full", backup_id, now=now) as staging:
@@ -118,7 +118,8 @@ def take_full_backup(
     return repository.find(backup_id)
 
 
-def _already_complete(repository: Repository, backup_id: str, request: Request) -> Backup | None:
+def already_complete(repository: Repository, backup_id: str, request: Request) -> Backup | None:
+    """The backup that an earlier try of the same run completed."""
     if request.run_id is None:
         return None
     try:

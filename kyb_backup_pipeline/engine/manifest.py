@@ -77,6 +77,56 @@ class EvidenceSummary(_Document):
     seconds: float = 0
 
 
+class WalSegment(_Document):
+    """One segment in the store: SHA-256 of its content, ``size`` in bytes as it is stored."""
+
+    name: str
+    sha256: Sha256
+    size: int = Field(ge=0)
+
+
+class Marker(_Document):
+    """A transaction that was committed only to be found again.
+
+    It was committed between the positions ``begun_lsn`` and ``lsn``, and between the times ``at`` and
+    ``done_at`` of the server's clock.
+    """
+
+    xid: int
+    begun_lsn: str
+    lsn: str
+    at: AwareDatetime
+    done_at: AwareDatetime
+
+
+class Wal(_Document):
+    """The part of the log that a base backup or an increment holds, and where it comes from.
+
+    A base backup is consistent from ``end_lsn`` on, which the server reached before ``end_at`` (its own
+    clock). An increment of ``method`` "wal" is replayed on ``base``; its segments lie in the store.
+    ``settings`` are those that a server must have at least to replay it. ``lag_bytes`` is what the
+    slot kept back on the server, ``archive_failures`` what its archiver counted.
+    """
+
+    method: Literal["wal"] = "wal"
+    base: str | None = None
+    previous: str | None = None
+    system_identifier: str
+    timeline: int = Field(ge=1)
+    start_lsn: str
+    end_lsn: str
+    end_at: AwareDatetime
+    segment_bytes: int
+    segments: tuple[WalSegment, ...] = ()
+    markers: tuple[Marker, ...] = ()
+    tablespaces: dict[str, str] = {}
+    settings: dict[str, int] = {}
+    superusers: tuple[str, ...] = ()
+    source: Literal["slot", "archive"] | None = None
+    lag_bytes: int | None = None
+    archive_failures: int | None = None
+
+
 class Manifest(_Document):
     """One backup. Sizes in bytes, times aware and in UTC."""
 
@@ -98,6 +148,8 @@ class Manifest(_Document):
     files: tuple[BackupFile, ...] = ()
     requirements: Requirements | None = None
     evidence: EvidenceSummary | None = None
+    wal: Wal | None = None
+    notes: tuple[str, ...] = ()
     label: str | None = None
     deployment: str | None = None
     run_id: str | None = None
@@ -125,8 +177,14 @@ class Manifest(_Document):
 
     @property
     def total_size(self) -> int:
-        """Bytes of all files but the manifest."""
+        """Bytes of all files but the manifest; of an increment, its segments in the store."""
         return sum(file.size for file in self.files) or self.file_size
+
+    def require_wal(self) -> Wal:
+        """The part of the log. Raises UnreadableManifest where there is none."""
+        if self.wal is None:
+            raise UnreadableManifest(f"the manifest of {self.backup_id} says nothing of its WAL")
+        return self.wal
 
     @property
     def server_major(self) -> int | None:

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.config import PostgresSettings, Settings
@@ -35,6 +35,7 @@ _SYSTEM_PLACES = (
     "/opt/homebrew/opt/postgresql*/bin",
 )
 _CLIENT = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
+_REPLICATION = ("pg_basebackup", "pg_receivewal")
 _SERVER = ("postgres", "initdb", "psql", "pg_restore")
 
 
@@ -85,6 +86,22 @@ def client_programs(settings: PostgresSettings, server_major: int) -> Programs:
         raise BackupFailed(
             f"the server is PostgreSQL {server_major}, but pg_dump is older (found: {have})",
             hint=f"install postgresql-client-{server_major}, or set postgres.bin_dirs",
+        )
+    return min(fitting, key=lambda programs: programs.major)
+
+
+def replication_programs(settings: PostgresSettings, server_major: int) -> Programs:
+    """The programs to copy a cluster of this major version and to receive its WAL.
+
+    Of the same major version where there are such, else the lowest newer. Raises BackupFailed.
+    """
+    found = [programs for programs in find_programs(settings) if programs.has(_REPLICATION)]
+    fitting = [programs for programs in found if programs.major >= server_major]
+    if not fitting:
+        have = ", ".join(sorted({programs.version for programs in found})) or "none"
+        raise BackupFailed(
+            f"no pg_basebackup and pg_receivewal for PostgreSQL {server_major} (found: {have})",
+            hint=f"install postgresql-{server_major}, or set postgres.bin_dirs",
         )
     return min(fitting, key=lambda programs: programs.major)
 
@@ -265,14 +282,20 @@ FIXED_SETTINGS: Mapping[str, str] = {
 
 
 def connect(
-    target: Target, settings: Mapping[str, str] | None = None, *, autocommit: bool = True
+    target: Target,
+    settings: Mapping[str, str] | None = None,
+    *,
+    autocommit: bool = True,
+    replication: bool = False,
 ) -> "psycopg.Connection":
     """Open a connection and apply ``settings`` to its session.
 
+    With ``replication`` it speaks with a WAL sender, which takes commands of that protocol only.
     Raises DatabaseUnreachable, with a hint that fits the reason.
     """
     import psycopg
 
+    protocol: dict[str, Any] = {"replication": "true"} if replication else {}
     for name in [name for name in os.environ if name.startswith("PG")]:
         if name not in _LIBPQ_KEPT:  # PGHOSTADDR or PGSERVICE would lead to another server
             del os.environ[name]
@@ -290,6 +313,7 @@ def connect(
             options=target.session_options(),
             client_encoding="UTF8",
             autocommit=True,
+            **protocol,
         )
     except psycopg.Error as error:
         raise _unreachable(target, error) from None  # the original repeats the whole address
@@ -315,6 +339,14 @@ def abandon(connection: "psycopg.Connection") -> None:
 
 
 _HINTS = (
+    (
+        "no pg_hba.conf entry for replication",
+        "add a line to the server's pg_hba.conf, and reload it: "
+        "host  replication  USER  ADDRESS  scram-sha-256",
+    ),
+    ("must be superuser or replication role", "ALTER ROLE USER REPLICATION; see docs/roles.md"),
+    ("permission denied to start WAL sender", "ALTER ROLE USER REPLICATION; see docs/roles.md"),
+    ("requested standby connections exceeds", "raise max_wal_senders in postgresql.conf"),
     ("password authentication failed", "check DB_USER and DB_PASSWORD (or database.password_file)"),
     ("no password supplied", "set DB_PASSWORD, database.password_file or a passfile (~/.pgpass)"),
     ("could not translate host name", "check DB_HOST"),

@@ -22,13 +22,14 @@ from psycopg import sql
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
-from kyb_backup_pipeline.engine.dump import DIRECTORY, EDGE, GLOBALS_FILE, is_complete
+from kyb_backup_pipeline.engine.dump import DIRECTORY, GLOBALS_FILE, is_complete
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, RestoreFailed
 from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
 from kyb_backup_pipeline.engine.manifest import Manifest, Requirements
 from kyb_backup_pipeline.engine.postgres import Programs, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.sql_script import statements
+from kyb_backup_pipeline.engine.stream import EDGE
 from kyb_backup_pipeline.engine.verify import dump_file, method_of
 
 _log = logging.getLogger(__name__)

@@ -7,10 +7,9 @@ extension, a locale, a major version, or room that this machine does not have).
 
 import logging
 import re
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
@@ -18,23 +17,23 @@ import psycopg
 from kyb_backup_pipeline.engine.comparison import compare
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
 from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.course import Course
 from kyb_backup_pipeline.engine.database import read_database, settings_sql
 from kyb_backup_pipeline.engine.dump import GLOBALS_FILE, PLAIN_FILE
-from kyb_backup_pipeline.engine.errors import CouldNotVerify, KybError, ProofFailed, RestoreFailed
+from kyb_backup_pipeline.engine.errors import RestoreFailed
 from kyb_backup_pipeline.engine.evidence import (
     EVIDENCE_FILE,
     Evidence,
     read_evidence,
     take_evidence_parallel,
 )
+from kyb_backup_pipeline.engine.examination import Examination
 from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
 from kyb_backup_pipeline.engine.manifest import (
     Finding,
     Manifest,
     Proof,
     Requirements,
-    Verdict,
-    utc_now,
 )
 from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
@@ -51,7 +50,6 @@ from kyb_backup_pipeline.engine.restore import (
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.throwaway import Cluster, throwaway_cluster
 from kyb_backup_pipeline.engine.verify import (
-    Examination,
     dump_file,
     examine_file,
     examine_manifest,
@@ -75,26 +73,6 @@ class _Origin:
     requirements: Requirements
 
 
-@dataclass
-class _Course:
-    """What a drill gathers on its way, kept also when it ends early."""
-
-    steps: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
-    summary: str = ""
-    server: str = ""
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.steps[name] = round(time.monotonic() - began, 3)
-
-
 def drill_full_backup(
     settings: Settings,
     backup: Backup,
@@ -108,45 +86,15 @@ def drill_full_backup(
     A run that found differences names each of them in ``findings``.
     """
     repository = Repository(settings.repository)
-    course = _Course()
-    verdict: Verdict = "passed"
-    hint = None
-    with repository.reading(backup):
-        try:
-            _drill(settings, backup, course, report)
-        except CouldNotVerify as error:
-            verdict, course.summary, hint = "could_not_verify", error.message, error.hint
-        except (RestoreFailed, ProofFailed) as error:
-            verdict, course.summary = "failed", error.message
-        except KybError as error:
-            verdict, course.summary, hint = "could_not_verify", error.message, error.hint
-    if course.findings:
-        verdict = "failed"
-        first = course.findings[0]
-        more = f" and {len(course.findings) - 1} more" if len(course.findings) > 1 else ""
-        course.summary = f"{first.object} {first.message}{more}"
-    if verdict == "failed":
-        hint = "take a new backup now and test it; keep this one until another has passed"
-    proof = Proof(
-        backup_id=backup.backup_id,
-        proof="restore_test",
-        verdict=verdict,
-        summary=course.summary,
-        hint=hint,
-        started_at=now,
-        finished_at=utc_now(),
-        findings=tuple(course.findings),
-        notes=tuple(course.notes),
-        figures=course.figures,
-        steps=course.steps,
-        tool_versions={"postgres": course.server} if course.server else {},
-        run_id=run_id,
-    )
+    course = Course()
+    with repository.reading(backup), course.judging():
+        _drill(settings, backup, course, report)
+    proof = course.proof(backup.backup_id, "restore_test", now, run_id)
     repository.records.keep(proof)
     return proof
 
 
-def _drill(settings: Settings, backup: Backup, course: _Course, report: Reporter) -> None:
+def _drill(settings: Settings, backup: Backup, course: Course, report: Reporter) -> None:
     with course.step("integrity"):
         manifest = _whole(backup, course, report)
     if manifest is None:
@@ -179,7 +127,7 @@ def _prove(
     origin: _Origin,
     evidence: Evidence | None,
     cluster: Cluster,
-    course: _Course,
+    course: Course,
     report: Reporter,
 ) -> None:
     database = _restore(settings, source, origin, evidence, cluster, course, report)
@@ -194,7 +142,7 @@ def _prove(
         _smoke(settings, database, course)
 
 
-def _whole(backup: Backup, course: _Course, report: Reporter) -> Manifest | None:
+def _whole(backup: Backup, course: Course, report: Reporter) -> Manifest | None:
     """Everything that is not hashed while it is loaded, hashed now."""
     seen = Examination()
     manifest = examine_manifest(backup, seen)
@@ -262,7 +210,7 @@ def _restore(
     origin: _Origin,
     evidence: Evidence | None,
     cluster: Cluster,
-    course: _Course,
+    course: Course,
     report: Reporter,
 ) -> Target:
     """Roles, database, dump, settings; returns the way into the restored database."""
@@ -318,7 +266,7 @@ def _compare_settings(source: Source, target: Target, *, all_taken: bool) -> Ite
 
 
 def _compare(
-    settings: Settings, evidence: Evidence, database: Target, course: _Course, report: Reporter
+    settings: Settings, evidence: Evidence, database: Target, course: Course, report: Reporter
 ) -> None:
     restored = take_evidence_parallel(
         database, like=evidence, jobs=settings.restore_test.jobs, report=report
@@ -338,7 +286,7 @@ def _compare(
     )
 
 
-def _smoke(settings: Settings, database: Target, course: _Course) -> None:
+def _smoke(settings: Settings, database: Target, course: Course) -> None:
     """Ask the restored database what the platform would ask first; ``false`` is a failure too."""
     with connect(database) as connection:
         queries = list(settings.restore_test.smoke_queries)

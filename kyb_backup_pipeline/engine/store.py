@@ -44,6 +44,7 @@ from kyb_backup_pipeline.engine.manifest import (
     write_json,
 )
 from kyb_backup_pipeline.engine.records import ProofRecords
+from kyb_backup_pipeline.engine.wal_store import WalStore
 
 _log = logging.getLogger(__name__)
 
@@ -60,12 +61,13 @@ _LAYOUT = (*dict.fromkeys(FOLDERS.values()), _PROOFS, "application/logs", "monit
            "monitoring/alerts", _LOCKS)  # fmt: skip
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PARTIAL = ".partial"
+_WAL = "wal"
 LEFTOVER_AGE = timedelta(hours=24)
 
 
 def valid_id(backup_id: str) -> str:
     """Return ``backup_id`` if it may name a folder. Raises InvalidRequest before any path is built."""
-    if not _ID.fullmatch(backup_id) or backup_id.endswith(_PARTIAL):
+    if not _ID.fullmatch(backup_id) or backup_id.endswith(_PARTIAL) or backup_id == _WAL:
         raise InvalidRequest(
             f"{backup_id!r} is not a valid backup id",
             hint="letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit",
@@ -169,11 +171,12 @@ class Repository:
 
     def backups(self, kinds: Iterable[Kind] = ("full",)) -> list[Backup]:
         """All backups, the newest first; those with a damaged manifest come last."""
+        wanted = tuple(kinds)
         found = [
             backup
-            for kind in kinds
+            for kind in {FOLDERS[kind]: kind for kind in reversed(wanted)}.values()
             for folder in self._entries(kind)
-            if (backup := self._read(kind, folder)) is not None
+            if (backup := self._read(kind, folder)) is not None and backup.kind in wanted
         ]
         return sorted(
             found,
@@ -211,6 +214,8 @@ class Repository:
         found = []
         for place in dict.fromkeys(FOLDERS.values()):
             for folder in _folders(self.root / place):
+                if folder.name == _WAL:
+                    continue
                 partial = folder.name.startswith(".") and folder.name.endswith(_PARTIAL)
                 if partial or not (folder.name.startswith(".") or (folder / MANIFEST).exists()):
                     modified = datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
@@ -266,6 +271,11 @@ class Repository:
             os.close(descriptor)
 
     @property
+    def wal(self) -> WalStore:
+        """The store of WAL segments."""
+        return WalStore(self.folder("incremental") / _WAL)
+
+    @property
     def records(self) -> ProofRecords:
         """What was kept of the proofs."""
         return ProofRecords(self.root / _PROOFS)
@@ -282,7 +292,11 @@ class Repository:
         except (UnreadableManifest, OSError) as error:
             problem = error.message if isinstance(error, KybError) else f"{path}: {error.strerror}"
             return Backup(
-                backup_id=folder.name, kind=kind, folder=folder, manifest=None, problem=problem
+                backup_id=folder.name,
+                kind=_kind_by_name(kind, folder.name),
+                folder=folder,
+                manifest=None,
+                problem=problem,
             )
         return Backup(backup_id=folder.name, kind=manifest.type, folder=folder, manifest=manifest)
 
@@ -329,6 +343,13 @@ def _holder(descriptor: int) -> str:
         return ", ".join(f"{key} {value}" for key, value in holder.items())
     except (ValueError, OSError, AttributeError):
         return "by a process that has not said who it is yet"
+
+
+def _kind_by_name(kind: Kind, name: str) -> Kind:
+    """What a damaged backup in the folder of base backups and increments is, as far as its name tells."""
+    if FOLDERS[kind] != FOLDERS["base"]:
+        return kind
+    return "base" if name.startswith("base_") else "incremental"
 
 
 def _is_folder(path: Path) -> bool:

@@ -82,6 +82,12 @@ _SESSION_OPTIONS = {
 where that can be said: those on login would write rows, or refuse us."""
 
 
+def session_options(major: int) -> dict[str, str]:
+    """The settings of every session on a restored cluster of this major version."""
+    since_17 = {"transaction_timeout": "0", "event_triggers": "off"}
+    return _SESSION_OPTIONS | (since_17 if major >= 17 else {})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """A running throwaway cluster."""
@@ -91,14 +97,13 @@ class Cluster:
 
     def target(self, dbname: str, user: str = _SUPERUSER) -> Target:
         """A superuser's way into one of its databases."""
-        since_17 = {"transaction_timeout": "0", "event_triggers": "off"}
         return Target(
             host=str(self.folder / "s"),
             port=5432,
             dbname=dbname,
             user=user,
             sslmode="disable",
-            options=_SESSION_OPTIONS | (since_17 if self.programs.major >= 17 else {}),
+            options=session_options(self.programs.major),
         )
 
 
@@ -111,13 +116,9 @@ def throwaway_cluster(
     ``superuser`` is its bootstrap role, named as the source's so that ownership stays the same.
     Raises CouldNotVerify if this machine has no such programs, no account, or no room.
     """
-    place = settings.restore_test.directory
-    sweep(place)
-    found = server_programs(settings.postgres, major)
-    account = server_account(settings.restore_test.run_as)
-    _check_room(place, needed_bytes)
-    with _owned_folder(place, account) as folder:
-        programs = reachable_programs(found, account, folder / "programs")
+    with throwaway_folder(settings, major=major, needed_bytes=needed_bytes) as (
+        folder, programs, account,
+    ):  # fmt: skip
         try:
             _initialise(programs, folder, account, superuser)
         except process.ProcessFailed as error:
@@ -134,6 +135,23 @@ def throwaway_cluster(
                 yield cluster
             finally:
                 server.stop(signal.SIGQUIT, deadline=30)
+
+
+@contextlib.contextmanager
+def throwaway_folder(
+    settings: Settings, *, major: int, needed_bytes: int
+) -> Iterator[tuple[Path, Programs, process.Account | None]]:
+    """A folder for the block, with programs of this major version and the account that runs them.
+
+    It holds the folders ``data`` and ``s`` (for the socket), both empty.
+    """
+    place = settings.restore_test.directory
+    sweep(place)
+    found = server_programs(settings.postgres, major)
+    account = server_account(settings.restore_test.run_as)
+    _check_room(place, needed_bytes)
+    with _owned_folder(place, account) as folder:
+        yield folder, reachable_programs(found, account, folder / "programs"), account
 
 
 def sweep(place: Path) -> list[Path]:

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
@@ -23,7 +22,6 @@ from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompr
 from kyb_backup_pipeline.engine.config import PostgresSettings
 from kyb_backup_pipeline.engine.dump import (
     DIRECTORY,
-    EDGE,
     GLOBALS_FILE,
     PLAIN_FILE,
     checksum_of_files,
@@ -31,12 +29,12 @@ from kyb_backup_pipeline.engine.dump import (
 )
 from kyb_backup_pipeline.engine.errors import BackupFailed, CouldNotVerify, KybError
 from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE, read_evidence
+from kyb_backup_pipeline.engine.examination import Examination
 from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
     MANIFEST_CHECKSUM,
     BackupFile,
-    Finding,
     Manifest,
     Proof,
     Verdict,
@@ -46,33 +44,13 @@ from kyb_backup_pipeline.engine.manifest import (
 from kyb_backup_pipeline.engine.postgres import client_programs
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
+from kyb_backup_pipeline.engine.stream import EDGE
+from kyb_backup_pipeline.engine.verify_chain import examine_base, examine_increment
 
 LEGACY_FILE = "database.sql.gz"
 _TABLE_DATA = re.compile(r"/\d+\.dat\.(gz|zst)$")
 """Data of one table in directory format, and the line of their own that pg_dump ends them with."""
 _TABLE_END = re.compile(rb"(?:\A|\n)\\\.\n+\Z")
-
-
-@dataclass
-class Examination:
-    """What is found while a backup is looked at."""
-
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    unverifiable: CouldNotVerify | None = None
-    read: int = 0
-
-    def found(self, what: str, message: str) -> None:
-        self.findings.append(Finding(object=what, message=message))
-
-    def unreadable(self, what: str, error: OSError) -> None:
-        """A file that cannot be read: bad, unless it is only this user who may not."""
-        if isinstance(error, PermissionError):
-            self.unverifiable = CouldNotVerify(
-                f"{what} may not be read by this user", hint="run as the repository's owner"
-            )
-        else:
-            self.found(what, f"cannot be read: {error.strerror}")
 
 
 def verify_backup(
@@ -91,7 +69,7 @@ def verify_backup(
         with repository.reading(backup):
             manifest = examine_manifest(backup, seen)
             if manifest is not None:
-                _examine_files(backup, manifest, programs, seen, report)
+                _examine(repository, backup, manifest, programs, seen, report)
     except CouldNotVerify as error:
         seen.unverifiable = error
     proof = _judge(backup, manifest, seen, now, run_id)
@@ -108,7 +86,8 @@ def _judge(
 ) -> Proof:
     verdict: Verdict = "passed"
     hint = None
-    files = len(manifest.files) or 1 if manifest else 0
+    segments = manifest.wal.segments if manifest and manifest.wal else ()
+    files = len(manifest.files) or len(segments) or 1 if manifest else 0
     summary = f"{files} files, {seen.read} bytes read, all as written"
     if seen.findings:
         verdict = "failed"
@@ -166,7 +145,7 @@ def examine_manifest(backup: Backup, seen: Examination) -> Manifest | None:
         return None
     if manifest.backup_id != backup.folder.name:
         seen.found(MANIFEST, f"belongs to another backup, {manifest.backup_id!r}")
-    if not manifest.legacy:
+    if manifest.type == "full" and not manifest.legacy:
         for problem in _contradictions(manifest):
             seen.found(MANIFEST, problem)
     return manifest
@@ -216,6 +195,34 @@ def method_of(file: BackupFile | Path) -> Method:
     return "zstd" if name.endswith(".zst") else "gzip"
 
 
+def _examine(
+    repository: Repository,
+    backup: Backup,
+    manifest: Manifest,
+    programs: PostgresSettings,
+    seen: Examination,
+    report: Reporter,
+) -> None:
+    if manifest.type == "base":
+        examine_base(backup, manifest, seen, report)
+    elif manifest.type == "incremental":
+        examine_increment(repository, manifest, seen, report)
+    else:
+        _examine_files(backup, manifest, programs, seen, report)
+    if manifest.type != "full":
+        _note_strangers(backup, {file.path for file in manifest.files}, seen)
+
+
+def _note_strangers(backup: Backup, known: set[str], seen: Examination) -> None:
+    known = known | {MANIFEST, MANIFEST_CHECKSUM}
+    present = {
+        path.relative_to(backup.folder).as_posix()
+        for path in backup.folder.rglob("*")
+        if not path.is_dir()
+    }
+    seen.notes += [f"{name} is not part of this backup" for name in sorted(present - known)]
+
+
 def _examine_files(
     backup: Backup,
     manifest: Manifest,
@@ -234,13 +241,7 @@ def _examine_files(
             if file.path == EVIDENCE_FILE and not seen.findings and seen.unverifiable is None:
                 _examine_evidence(backup.folder, seen)
     report(Progress(step="verify", done=total, total=total))
-    known = {file.path for file in files} | {MANIFEST, MANIFEST_CHECKSUM}
-    present = {
-        path.relative_to(backup.folder).as_posix()
-        for path in backup.folder.rglob("*")
-        if not path.is_dir()
-    }
-    seen.notes += [f"{name} is not part of this backup" for name in sorted(present - known)]
+    _note_strangers(backup, {file.path for file in files}, seen)
     if not manifest.legacy and not any(f.path.startswith(PLAIN_FILE) for f in files):
         _examine_directory(backup.folder / DIRECTORY, manifest, programs, seen)
 

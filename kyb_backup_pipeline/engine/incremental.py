@@ -1,0 +1,526 @@
+"""An incremental backup: the log since the last one, with proof that the chain has no hole.
+
+It commits a marker transaction, closes the segment that the marker is in, brings every segment up to
+there into the store, and looks whether the chain from its base to its end is whole. The marker is what
+a recovery is asked for later: was it committed, and were those after the target not?
+
+WAL comes in one of two ways (``wal.source``). ``slot``: ``pg_receivewal`` in one batch through a
+replication slot. ``archive``: the server's own ``archive_command`` put it into the inbox. After a
+promotion the log goes on under a new timeline, which is followed if the old primary's log in the store
+does not go beyond the point where they part.
+
+What can go wrong: WAL that the server no longer has. Then there is a hole that nothing can fill, the
+backup fails and says that a new base backup is needed. What was brought in stays in the store.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psycopg
+
+from kyb_backup_pipeline import __version__
+from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace
+from kyb_backup_pipeline.engine.files import NO_SPACE, free_bytes, no_space
+from kyb_backup_pipeline.engine.full_backup import Request, already_complete
+from kyb_backup_pipeline.engine.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    Marker,
+    SourceDatabase,
+    Wal,
+    WalSegment,
+    utc_now,
+)
+from kyb_backup_pipeline.engine.postgres import Programs, Target, connect, replication_programs
+from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
+from kyb_backup_pipeline.engine.replication import (
+    Server,
+    advance_slot,
+    ensure_slot,
+    history_text,
+    read_server,
+)
+from kyb_backup_pipeline.engine.store import Backup, Repository, Staging, new_id
+from kyb_backup_pipeline.engine.wal import (
+    ARCHIVED_NAME,
+    SEGMENT_NAME,
+    History,
+    Segment,
+    format_lsn,
+    header_problem,
+    history_name,
+    parse_history,
+    parse_lsn,
+    parse_segment,
+    ranges,
+)
+from kyb_backup_pipeline.engine.wal_store import Stored, WalStore
+
+_log = logging.getLogger(__name__)
+
+NEW_BASE = "take a new base backup: kyb-backup backup base"
+_POLL = 0.1
+_ABANDONED = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chain:
+    """Where an increment begins: its base, the increment before it, and the server's history."""
+
+    base: Manifest
+    previous: Manifest | None
+    history: History
+    start: int
+    """Where the chain begins: the first segment of its base."""
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """A marker, and the end of the segment that was closed behind it."""
+
+    marker: Marker
+    end: int
+    quiet: bool
+
+
+def take_incremental_backup(
+    settings: Settings, request: Request, *, now: datetime, report: Reporter = silent
+) -> Backup:
+    """Bring the log up to this moment into the repository and publish what was proved of it.
+
+    Raises BackupFailed, DatabaseUnreachable, NotEnoughSpace, Locked, InvalidRequest, Refused.
+    """
+    repository = Repository(settings.repository)
+    backup_id = request.backup_id or new_id("incr", now)
+    adopted = already_complete(repository, backup_id, request)
+    if adopted is not None:
+        return adopted
+    with repository.writing("incremental", backup_id, now=now) as staging:
+        target = Target.of(settings)
+        server = read_server(target)
+        if server.standby:
+            raise BackupFailed(
+                f"{target} is a standby: a marker can be committed on the primary only",
+                hint="let DB_HOST be the primary",
+            )
+        chain = _chain(repository, target, server)
+        _check_room(settings, repository, server, chain)
+        store = repository.wal
+        store.create()
+        slot = ensure_slot(target, settings.wal) if settings.wal.source == "slot" else None
+        closed = _close_segment(target, server, chain)
+        _bring_in(settings, target, server, store, chain, closed.end, report)
+        segments = _whole_chain(store, chain, closed.end, server)
+        lag = slot.lag if slot else None
+        manifest = _manifest(settings, request, staging, server, chain, closed, segments, lag, now)
+        staging.publish(manifest)
+        if slot is not None:
+            advance_slot(target, settings.wal.slot, closed.end)
+    _log.info("incremental backup %s is complete: %d segments", backup_id, len(segments))
+    return repository.find(backup_id)
+
+
+def _chain(repository: Repository, target: Target, server: Server) -> _Chain:
+    """The newest base of this cluster and the newest increment on it. Raises BackupFailed."""
+    bases = [b.manifest for b in repository.backups(("base",)) if b.manifest and b.manifest.wal]
+    own = [b for b in bases if b.require_wal().system_identifier == server.system_identifier]
+    if not own:
+        others = f" (there are {len(bases)} of other clusters)" if bases else ""
+        raise BackupFailed(
+            f"there is no base backup of this cluster that WAL could be replayed on{others}",
+            hint="kyb-backup backup base",
+        )
+    base = own[0]
+    text = history_text(target, server.timeline)
+    if text:
+        _keep_history(repository.wal, server.timeline, text)
+    history = parse_history(server.timeline, text)
+    wal = base.require_wal()
+    if not history.contains(wal.timeline, parse_lsn(wal.end_lsn)):
+        raise BackupFailed(
+            f"the server is on timeline {server.timeline}, which does not come from where "
+            f"{base.backup_id} was taken (timeline {wal.timeline}, {wal.end_lsn})",
+            hint=NEW_BASE,
+        )
+    previous = None
+    for backup in repository.backups(("incremental",)):
+        found = backup.manifest
+        if found is not None and found.wal is not None and found.wal.base == base.backup_id:
+            previous = found
+            break
+    start = parse_lsn(wal.start_lsn) // wal.segment_bytes * wal.segment_bytes
+    return _Chain(base=base, previous=previous, history=history, start=start)
+
+
+def _keep_history(store: WalStore, timeline: int, text: str) -> None:
+    """Put the history file of the server's timeline into the store; recovery needs it."""
+    store.create()
+    name = history_name(timeline)
+    path = store.receiving / f".{name}.{os.getpid()}"
+    try:
+        path.write_text(text)
+        store.add(path, name)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _check_room(settings: Settings, repository: Repository, server: Server, chain: _Chain) -> None:
+    free = free_bytes(repository.root)
+    needed = max(settings.backup.minimum_free, 4 * server.segment_bytes)
+    if free < needed:
+        raise NotEnoughSpace(
+            f"{free / 2**30:.2f} GiB free in {repository.root}, {needed / 2**30:.2f} GiB needed",
+            hint="free space there, set BACKUP_DIR elsewhere, or lower backup.minimum_free",
+        )
+
+
+def _close_segment(target: Target, server: Server, chain: _Chain) -> _Closed:
+    """Commit a marker and close the segment it is in."""
+    session = {"synchronous_commit": "local", "default_transaction_read_only": "off"}
+    with connect(target, session, autocommit=False) as connection:
+        try:
+            begun, before = _position(connection)
+            (xid,) = connection.execute("SELECT pg_current_xact_id()::text").fetchone() or ("0",)
+            connection.commit()
+            lsn, after = _position(connection)
+            (switched,) = connection.execute("SELECT pg_switch_wal()::text").fetchone() or ("",)
+            connection.commit()
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise BackupFailed(
+                f"this role may not close a WAL segment: {str(error).splitlines()[0]}",
+                hint="as a superuser: GRANT EXECUTE ON FUNCTION pg_switch_wal() TO "
+                f"{target.user}; see docs/roles.md",
+            ) from error
+    size = server.segment_bytes
+    end = max(parse_lsn(switched), lsn)
+    end = -(-end // size) * size
+    marker = Marker(
+        xid=int(xid), begun_lsn=format_lsn(begun), lsn=format_lsn(lsn), at=before, done_at=after
+    )
+    last = chain.previous.require_wal().markers if chain.previous else ()
+    quiet = bool(last) and marker.xid == last[-1].xid + 1
+    return _Closed(marker=marker, end=end, quiet=quiet)
+
+
+def _position(connection: psycopg.Connection) -> tuple[int, datetime]:
+    """Where the log is, and the server's clock."""
+    lsn, clock = connection.execute(
+        "SELECT pg_current_wal_insert_lsn()::text, clock_timestamp()"
+    ).fetchone() or ("0/0", utc_now())
+    return parse_lsn(lsn), clock
+
+
+def _bring_in(
+    settings: Settings,
+    target: Target,
+    server: Server,
+    store: WalStore,
+    chain: _Chain,
+    end: int,
+    report: Reporter,
+) -> None:
+    if settings.wal.source == "slot":
+        programs = replication_programs(settings.postgres, server.major)
+        _receive(settings, target, server, programs, store, chain, end, report)
+    else:
+        _import_inbox(settings, target, server, store, chain, end, report)
+
+
+def _receive(
+    settings: Settings,
+    target: Target,
+    server: Server,
+    programs: Programs,
+    store: WalStore,
+    chain: _Chain,
+    end: int,
+    report: Reporter,
+) -> None:
+    """Through the slot, up to ``end``; segments come into the store while the next ones arrive."""
+    _import(store, store.receiving, server, report)  # what a killed run had received
+    missing = _missing(store, chain, end, server)
+    if not missing:
+        return
+    first = missing[0]
+    cursor = store.receiving / _before(first, chain.history).name
+    for path in store.receiving.iterdir():
+        path.unlink()
+    with open(cursor, "wb") as placeholder:  # pg_receivewal goes on behind the newest file it finds
+        placeholder.truncate(server.segment_bytes)
+    argv: list[str | Path] = [
+        programs.path("pg_receivewal"),
+        f"--directory={store.receiving}",
+        f"--slot={settings.wal.slot}",
+        # it ends at the first position *behind* this one: the end itself would wait for more log
+        f"--endpos={format_lsn(end - 1)}",
+        "--no-loop",
+        "--no-password",
+        "--verbose",
+    ]
+    try:
+        with process.start(argv, env=target.environment()) as child:
+            heard = time.monotonic()
+            while not child.ended_within(_POLL):
+                if _import(store, store.receiving, server, report, skip=(cursor.name,)):
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > settings.wal.wait:
+                    raise BackupFailed(
+                        f"pg_receivewal received no segment for {settings.wal.wait:g} s",
+                        hint="is the server hanging? wal.wait sets how long to wait",
+                    )
+            child.finish(settings.wal.wait)
+    except process.ProcessFailed as error:
+        raise _receive_error(error, settings) from error
+    finally:
+        cursor.unlink(missing_ok=True)
+    _import(store, store.receiving, server, report)
+    for path in store.receiving.iterdir():
+        path.unlink()
+
+
+def _before(segment: Segment, history: History) -> Segment:
+    """The segment in front of one, on the same history."""
+    number = max(segment.number - 1, 0)
+    timeline = history.timeline_at(number * segment.size + segment.size - 1)
+    return Segment(min(timeline, segment.timeline), number, segment.size)
+
+
+def _receive_error(error: process.ProcessFailed, settings: Settings) -> Exception:
+    for number in NO_SPACE:
+        if os.strerror(number) in error.stderr:
+            return no_space(Path("the WAL store"), OSError(number, os.strerror(number)))
+    if "has already been removed" in error.stderr or "ahead of the WAL flush" in error.stderr:
+        return BackupFailed(
+            f"the server no longer has the WAL that comes next: {error.stderr}",
+            hint=f"{NEW_BASE}; was the slot {settings.wal.slot} dropped, or invalidated by "
+            "max_slot_wal_keep_size?",
+        )
+    if "is active for PID" in error.stderr:
+        return BackupFailed(
+            f"the slot {settings.wal.slot!r} is in use by another receiver: {error.stderr}",
+            hint="end that pg_receivewal, or set wal.slot to a slot of our own",
+        )
+    return BackupFailed(error.message)
+
+
+def _import_inbox(
+    settings: Settings,
+    target: Target,
+    server: Server,
+    store: WalStore,
+    chain: _Chain,
+    end: int,
+    report: Reporter,
+) -> None:
+    """From the inbox, once the server's archiver has brought the last segment there."""
+    inbox = settings.wal.inbox
+    if inbox is None or not inbox.is_dir():
+        raise BackupFailed(
+            f"the inbox {inbox or ''} is not there".replace("  ", " "),
+            hint="set wal.inbox to the folder that kyb-wal-push fills; docs/roles.md",
+        )
+    if server.archive_mode == "off":
+        raise BackupFailed("the server does not archive its WAL", hint=archive_lines(inbox))
+    _sweep(inbox)
+    give_up = time.monotonic() + settings.wal.wait
+    while True:
+        _import(store, inbox, server, report)
+        missing = _missing(store, chain, end, server)
+        if not missing or (missing[0].end < end and _passed(store, missing[0], server)):
+            return
+        if time.monotonic() > give_up:
+            raise BackupFailed(
+                f"{missing[0].name} did not come into {inbox} within {settings.wal.wait:g} s"
+                + _archiver_says(target),
+                hint="the server's log says what its archive_command answered",
+            )
+        time.sleep(_POLL)
+
+
+def archive_lines(inbox: Path | None) -> str:
+    """What to put into postgresql.conf."""
+    return (
+        "in postgresql.conf, and restart the server:\n"
+        "  wal_level = replica\n  archive_mode = on\n"
+        f"  archive_command = 'kyb-wal-push --inbox {inbox or '/var/lib/kyb-inbox'} %p'\n"
+        "  archive_timeout = 300"
+    )
+
+
+def _passed(store: WalStore, missing: Segment, server: Server) -> bool:
+    """Whether later segments came already: then this one will not come any more."""
+    names = store.names(missing.timeline)
+    return any(
+        SEGMENT_NAME.fullmatch(name)
+        and parse_segment(name, server.segment_bytes).number > missing.number
+        for name in names
+    )
+
+
+def _archiver_says(target: Target) -> str:
+    with connect(target) as connection:
+        row = connection.execute(
+            """SELECT failed_count, last_failed_wal, last_failed_time FROM pg_stat_archiver
+               WHERE last_failed_time > coalesce(last_archived_time, '-infinity')"""
+        ).fetchone()
+    return f"; the archiver failed {row[0]} times, last with {row[1]} at {row[2]}" if row else ""
+
+
+def _sweep(inbox: Path) -> None:
+    """Remove what killed pushes left."""
+    for path in inbox.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
+
+
+def _import(
+    store: WalStore,
+    place: Path,
+    server: Server,
+    report: Reporter,
+    *,
+    skip: Iterable[str] = (),
+) -> int:
+    """Move all complete files of ``place`` into the store; how many there were."""
+    names = sorted(n for n in os.listdir(place) if ARCHIVED_NAME.fullmatch(n) and n not in skip)
+    count = 0
+    for name in names:
+        path = place / name
+        if place == store.receiving and name.endswith(".partial"):
+            continue
+        if SEGMENT_NAME.fullmatch(name) and (problem := _problem(path, name, server)):
+            if place == store.receiving:  # a placeholder, or half of a crash: received once more
+                _log.warning("%s %s; it is removed", path, problem)
+                path.unlink()
+                continue
+            raise BackupFailed(
+                f"{path} {problem}",
+                hint="what wrote it there? move it away, and let the server archive it again",
+            )
+        stored = store.add(path, name)
+        path.unlink()
+        count += 1
+        report(Progress(step="wal", done=count, unit="segments", detail=stored.name))
+    return count
+
+
+def _problem(path: Path, name: str, server: Server) -> str | None:
+    """What is wrong with a file that has the name of a segment."""
+    size = path.stat().st_size
+    if size != server.segment_bytes:
+        return f"has {size} bytes, a segment has {server.segment_bytes}"
+    with open(path, "rb") as file:
+        header = file.read(64)
+    segment = parse_segment(name, server.segment_bytes)
+    return header_problem(header, segment, server.system_identifier)
+
+
+def _missing(store: WalStore, chain: _Chain, end: int, server: Server) -> list[Segment]:
+    wanted = list(chain.history.segments(chain.start, end, server.segment_bytes))
+    have = {tli: store.names(tli) for tli in {segment.timeline for segment in wanted}}
+    return [segment for segment in wanted if segment.name not in have[segment.timeline]]
+
+
+def _whole_chain(store: WalStore, chain: _Chain, end: int, server: Server) -> Sequence[Stored]:
+    """All segments from the base to ``end`` are there, and those of earlier increments unchanged.
+
+    Returns the segments of this increment.
+    """
+    missing = _missing(store, chain, end, server)
+    if missing:
+        raise BackupFailed(
+            f"the chain from {chain.base.backup_id} has a hole: "
+            f"{ranges([segment.name for segment in missing])} missing",
+            hint=NEW_BASE,
+        )
+    begin = chain.start
+    if chain.previous is not None:
+        wal = chain.previous.require_wal()
+        # a promotion since then begins anew with the segment in which the old timeline was left
+        begin = parse_lsn(wal.end_lsn)
+        if wal.timeline != server.timeline:
+            left = dict(chain.history.switches).get(wal.timeline, begin)
+            begin = min(begin, left // server.segment_bytes * server.segment_bytes)
+    own = []
+    for segment in chain.history.segments(begin, end, server.segment_bytes):
+        stored = store.find(segment.name)
+        assert stored is not None
+        own.append(stored)
+    return own
+
+
+def _manifest(
+    settings: Settings,
+    request: Request,
+    staging: Staging,
+    server: Server,
+    chain: _Chain,
+    closed: _Closed,
+    segments: Sequence[Stored],
+    lag: int | None,
+    now: datetime,
+) -> Manifest:
+    database, target = settings.database, Target.of(settings)
+    lines = "".join(f"{stored.sha256}  {stored.name}\n" for stored in segments)
+    first = parse_segment(segments[0].name, server.segment_bytes) if segments else None
+    start = first.start if first else closed.end
+    return Manifest(
+        backup_id=staging.backup_id,
+        timestamp=now.replace(microsecond=0),
+        type="incremental",
+        database=SourceDatabase(
+            host=database.host, port=database.port, name=database.name, user=database.user
+        ),
+        backup_file=str(Repository(settings.repository).wal.root.absolute()),
+        file_size=sum(stored.size for stored in segments),
+        checksum=hashlib.sha256(lines.encode()).hexdigest(),
+        format_version=FORMAT_VERSION,
+        started_at=now,
+        finished_at=utc_now(),
+        server_version=f"{server.major}.{server.version % 10000}",
+        tool_versions={"kyb_backup_pipeline": __version__},
+        compression="zstd",
+        uncompressed_size=len(segments) * server.segment_bytes,
+        wal=Wal(
+            base=chain.base.backup_id,
+            previous=chain.previous.backup_id if chain.previous else None,
+            system_identifier=server.system_identifier,
+            timeline=server.timeline,
+            start_lsn=format_lsn(start),
+            end_lsn=format_lsn(closed.end),
+            end_at=closed.marker.at,
+            segment_bytes=server.segment_bytes,
+            segments=tuple(
+                WalSegment(name=stored.name, sha256=stored.sha256, size=stored.size)
+                for stored in segments
+            ),
+            markers=(closed.marker,),
+            tablespaces=server.tablespaces,
+            settings=server.settings,
+            superusers=server.superusers,
+            source=settings.wal.source,
+            lag_bytes=lag,
+            archive_failures=_archive_failures(target),
+        ),
+        notes=("nothing was written since the last one; it covers now",) if closed.quiet else (),
+        label=request.label,
+        run_id=request.run_id,
+    )
+
+
+def _archive_failures(target: Target) -> int:
+    with connect(target) as connection:
+        (count,) = connection.execute("SELECT failed_count FROM pg_stat_archiver").fetchone() or (
+            0,
+        )
+    return int(count)

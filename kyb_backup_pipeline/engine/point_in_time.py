@@ -1,0 +1,114 @@
+"""Point-in-time recovery into a new data folder: a cluster as it was at a moment, ready to be started.
+
+The folder must not exist; it gets its name only when the recovered server has been promoted, asked for
+its markers, and stopped in good order. A tablespace that lay elsewhere goes to ``<folder>.tablespaces``.
+The source's own ``postgresql.auto.conf`` is set aside, since it may archive or follow somewhere.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.errors import NotEnoughSpace, Refused, RestoreFailed
+from kyb_backup_pipeline.engine.files import NO_SPACE, flush_folder, free_bytes, no_space
+from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.markers import Markers, check_markers
+from kyb_backup_pipeline.engine.progress import Reporter, silent
+from kyb_backup_pipeline.engine.recovery import Site, recovering, unpack_base
+from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
+from kyb_backup_pipeline.engine.store import Repository
+from kyb_backup_pipeline.engine.throwaway import throwaway_folder
+from kyb_backup_pipeline.engine.wal import format_lsn
+from kyb_backup_pipeline.engine.wal_feeder import hand_over
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A recovered cluster in ``folder``: where its log was left, and the seconds it took."""
+
+    folder: Path
+    major: int
+    position: str
+    markers: Markers
+    seconds: float
+
+
+def recover_into(
+    settings: Settings,
+    plan: RecoveryPlan,
+    into: Path,
+    *,
+    now: datetime,
+    report: Reporter = silent,
+) -> Outcome:
+    """Recover ``plan`` into the folder ``into``, which must not exist.
+
+    Raises Refused, NotEnoughSpace, CouldNotVerify without programs of that version, RestoreFailed.
+    """
+    into = into.absolute()
+    tablespaces, partial = Path(f"{into}.tablespaces"), Path(f"{into}.partial")
+    for path in (into, tablespaces):
+        if os.path.lexists(path):
+            raise Refused(
+                f"{path} exists: recovery goes into a new folder only",
+                hint="choose another, or move it away yourself",
+            )
+    if not into.parent.is_dir():
+        raise Refused(f"{into.parent} is not there", hint="make it first, for the server's user")
+    base = plan.base
+    needed = round(1.1 * (base.uncompressed_size or 0)) + 64 * base.require_wal().segment_bytes
+    if free_bytes(into.parent) < needed:
+        raise NotEnoughSpace(
+            f"{free_bytes(into.parent) / 2**30:.2f} GiB free in {into.parent}, about "
+            f"{needed / 2**30:.2f} GiB needed"
+        )
+    repository = Repository(settings.repository)
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed recovery
+    with (
+        repository.reading(plan.coverage.base),
+        throwaway_folder(settings, major=base.server_major or 0, needed_bytes=0) as (
+            private, programs, account,
+        ),
+    ):  # fmt: skip
+        site = Site(
+            private=private, data=partial, tablespaces=tablespaces, programs=programs,
+            account=account,
+        )  # fmt: skip
+        try:
+            partial.mkdir(mode=0o700)
+            hand_over(partial, account)
+            if findings := unpack_base(plan, site, report):
+                first = findings[0]
+                raise RestoreFailed(
+                    f"the base backup {base.backup_id} is bad: {first.object} {first.message}",
+                    hint="choose a moment that an earlier base leads to",
+                )
+            patience = settings.restore_test.stall_timeout
+            with recovering(
+                plan, repository.wal, site, pause=False, patience=patience, report=report
+            ) as recovered:
+                markers = check_markers(plan, recovered)
+            if markers.findings:
+                first = markers.findings[0]
+                raise RestoreFailed(f"{first.object} {first.message}")
+            flush_folder(partial)
+            os.rename(partial, into)
+            flush_folder(into.parent)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise no_space(into.parent, error) from error
+            raise RestoreFailed(f"{error.filename}: {error.strerror}") from error
+        finally:
+            if partial.exists():
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(tablespaces, ignore_errors=True)
+    return Outcome(
+        folder=into,
+        major=programs.major,
+        position=format_lsn(recovered.position),
+        markers=markers,
+        seconds=(utc_now() - now).total_seconds(),
+    )

@@ -1,0 +1,291 @@
+"""Recovery: a server that replays the log on a base backup up to a moment.
+
+It touches nothing outside its folder: a configuration of our own, no ``postgresql.auto.conf``, no
+archiving, no subscriptions, no preloaded libraries, no TCP, every tablespace inside; the log is looked
+through for tablespaces that were made since the base, whose paths replay would use (``wal_feeder``).
+Where to look next: ``recovery_plan`` for what leads where, ``recovery_drill`` for the test of it.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.base_archive import Unpacking, read_archives
+from kyb_backup_pipeline.engine.base_backup import BASE_FILE
+from kyb_backup_pipeline.engine.errors import (
+    CouldNotVerify,
+    DatabaseUnreachable,
+    KybError,
+    RestoreFailed,
+)
+from kyb_backup_pipeline.engine.manifest import Finding
+from kyb_backup_pipeline.engine.postgres import Programs, Target, connect
+from kyb_backup_pipeline.engine.process import Account
+from kyb_backup_pipeline.engine.progress import Progress, Reporter
+from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
+from kyb_backup_pipeline.engine.throwaway import session_options
+from kyb_backup_pipeline.engine.wal import format_lsn, parse_lsn
+from kyb_backup_pipeline.engine.wal_feeder import Feeder, hand_over
+from kyb_backup_pipeline.engine.wal_store import WalStore
+
+_POLL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a recovery happens. ``private`` is for configuration, socket and pipes; the server runs as
+    ``account`` with ``programs`` of exactly the base's major version.
+    """
+
+    private: Path
+    data: Path
+    tablespaces: Path
+    programs: Programs
+    account: Account | None
+
+    @property
+    def sockets(self) -> Path:
+        return self.private / "s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """A server that stands at its target: ``position`` is where replay stopped, ``seconds`` the way."""
+
+    target: Target
+    position: int
+    seconds: float
+    segments: int
+
+
+def unpack_base(plan: RecoveryPlan, site: Site, report: Reporter) -> list[Finding]:
+    """Unpack the base, comparing every file with its manifests; what is wrong is returned.
+
+    Nothing of the source's own ways out is left in it.
+    """
+    findings: list[Finding] = []
+
+    def found(what: str, message: str) -> None:
+        findings.append(Finding(object=what, message=message))
+
+    unpacking = Unpacking(site.data, site.tablespaces, site.account)
+    read_archives(plan.coverage.base.folder, plan.base, found, unpack=unpacking, report=report)
+    if findings:
+        return findings
+    for name in ("postgresql.auto.conf", "standby.signal", "recovery.signal", "postmaster.pid"):
+        path = site.data / name
+        if path.exists():
+            os.rename(path, site.data / f"{name}.of_source")
+    external = [
+        file.path.removesuffix(".tar.zst")
+        for file in plan.base.files
+        if file.path.endswith(".tar.zst") and file.path != BASE_FILE
+    ]
+    if external:
+        lines = [f"{oid} {site.tablespaces / oid}\n" for oid in external]
+        (site.data / "tablespace_map").write_text("".join(lines))
+        hand_over(site.data / "tablespace_map", site.account)
+    (site.data / "recovery.signal").touch(mode=0o600)
+    hand_over(site.data / "recovery.signal", site.account)
+    return findings
+
+
+@contextlib.contextmanager
+def recovering(
+    plan: RecoveryPlan,
+    store: WalStore,
+    site: Site,
+    *,
+    pause: bool,
+    patience: float,
+    report: Reporter,
+) -> Iterator[Recovered]:
+    """Run a server on an unpacked base until it stands at the target, and stop it after the block.
+
+    With ``pause`` it stays in recovery, read-only, and nothing of it is durable; else it is promoted.
+    Raises RestoreFailed if the log does not lead there, CouldNotVerify for what is missing here.
+    """
+    feeder = Feeder(store, plan, site.programs, site.private, site.data, site.account)
+    arguments = _configure(plan, site, feeder, pause=pause)
+    with (
+        feeder.serving(),
+        process.start(
+            [site.programs.path("postgres"), *arguments],
+            account=site.account,
+            cwd=site.private,
+            death_signal=signal.SIGQUIT,
+        ) as server,
+    ):
+        try:
+            yield _await_target(server, feeder, plan, site, pause, patience, report)
+        finally:
+            if pause:
+                server.stop(signal.SIGQUIT, deadline=30)
+            else:  # the checkpoint of the shutdown makes it whole; a kill would undo that
+                server.stop(signal.SIGINT, deadline=patience)
+
+
+def _configure(plan: RecoveryPlan, site: Site, feeder: Feeder, *, pause: bool) -> list[str | Path]:
+    """Write a configuration of our own; return the arguments that make a server use it, and no other."""
+    wanted = {
+        "data_directory": str(site.data),
+        "hba_file": str(site.private / "pg_hba.conf"),
+        "ident_file": str(site.private / "pg_ident.conf"),
+        "listen_addresses": "",
+        "unix_socket_directories": str(site.sockets),
+        "unix_socket_permissions": "0700",
+        "port": "5432",
+        "hot_standby": "on",
+        "archive_mode": "off",
+        "restore_command": feeder.command,
+        "recovery_target_timeline": str(plan.timeline),
+        "recovery_target_action": "pause" if pause else "promote",
+        "shared_preload_libraries": "",
+        "autovacuum": "off",
+        "max_logical_replication_workers": "0",
+        "wal_level": "replica",
+        "log_min_messages": "log",
+        "log_checkpoints": "off",
+        "shared_buffers": "256MB",
+        "checkpoint_timeout": "1h",
+        "max_wal_size": "4GB",
+        "fsync": "off" if pause else "on",
+        "jit": "off",
+        "huge_pages": "off",
+        **{name: str(value) for name, value in plan.settings.items()},
+    }
+    if site.programs.major >= 15:
+        wanted["allow_in_place_tablespaces"] = "on"
+    if plan.immediate:
+        wanted["recovery_target"] = "immediate"
+    elif plan.stop is not None:
+        # to the byte: all of the log in front of it, nothing behind
+        wanted["recovery_target_lsn"] = format_lsn(plan.stop)
+        wanted["recovery_target_inclusive"] = "off"
+    elif plan.moment.time is not None:
+        wanted["recovery_target_time"] = plan.moment.time.isoformat(sep=" ")
+    files = {
+        "postgresql.conf": "".join(f"{k} = '{_quoted(v)}'\n" for k, v in wanted.items()),
+        "pg_hba.conf": "local all all trust\n",
+        "pg_ident.conf": "",
+    }
+    for name, text in files.items():
+        (site.private / name).write_text(text, encoding="utf-8")
+        hand_over(site.private / name, site.account)
+    return ["-c", f"config_file={site.private / 'postgresql.conf'}"]
+
+
+def _quoted(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "''")
+
+
+def _await_target(
+    server: process.Child,
+    feeder: Feeder,
+    plan: RecoveryPlan,
+    site: Site,
+    pause: bool,
+    patience: float,
+    report: Reporter,
+) -> Recovered:
+    began = heard = time.monotonic()
+    before = (-1, -1)
+    total = max(plan.coverage.last - plan.coverage.first, 1)
+    while True:
+        if not server.running():
+            raise _ended(server, feeder)
+        state = _state(plan, site)
+        now = (state.position if state else -1, feeder.served)
+        if now != before:
+            before, heard = now, time.monotonic()
+            done = max(now[0] - plan.coverage.first, 0)
+            report(Progress(step="replay", done=min(done, total), total=total))
+        if state is not None and (state.paused if pause else not state.recovering):
+            _judge_pause(server, feeder, pause)
+            seconds = time.monotonic() - began
+            return Recovered(
+                target=state.target,
+                position=state.position,
+                seconds=seconds,
+                segments=feeder.served,
+            )
+        if time.monotonic() - heard > patience:
+            raise RestoreFailed(
+                f"the recovering server made no progress for {patience:g} s: "
+                f"{server.stderr_tail()[-500:]}"
+            )
+        time.sleep(_POLL)
+
+
+@dataclass(frozen=True)
+class _State:
+    target: Target
+    recovering: bool
+    paused: bool
+    position: int
+
+
+_STATE = """SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery()
+    THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"""
+
+
+def _state(plan: RecoveryPlan, site: Site) -> _State | None:
+    """What the server says; None while it does not answer."""
+    for user in dict.fromkeys((*plan.superusers, "postgres")):
+        target = Target(
+            host=str(site.sockets),
+            port=5432,
+            dbname="template1",
+            user=user,
+            sslmode="disable",
+            options=session_options(site.programs.major),
+        )
+        with contextlib.suppress(DatabaseUnreachable, psycopg.OperationalError):
+            with connect(target) as connection:
+                recovering, lsn = connection.execute(_STATE).fetchone() or (True, None)
+                paused = False
+                if recovering:
+                    (paused,) = connection.execute(
+                        "SELECT pg_is_wal_replay_paused()"
+                    ).fetchone() or (False,)
+                return _State(target, recovering, paused, parse_lsn(lsn or "0/0"))
+    return None
+
+
+_STOPPED = re.compile("recovery stopping (before|after)|pausing at the end of recovery")
+_FATAL = re.compile(r"(?:FATAL|PANIC):\s+(.*)")
+_MISSING_HERE = re.compile(
+    "not supported by this build|not supported by build|is not supported|could not access file|"
+    "could not load library|incompatible with server|not recognized|no such locale"
+)
+
+
+def _judge_pause(server: process.Child, feeder: Feeder, pause: bool) -> None:
+    """A server pauses at its target, and also where a setting is too small to go on."""
+    log = server.stderr_tail()
+    if pause and not _STOPPED.search(log):
+        raise CouldNotVerify(f"the recovering server paused on its way: {log[-500:]}")
+    if feeder.problem is not None:
+        raise feeder.problem
+
+
+def _ended(server: process.Child, feeder: Feeder) -> KybError:
+    if feeder.problem is not None:
+        return feeder.problem
+    log = server.stderr_tail()
+    reasons = _FATAL.findall(log)
+    reason = reasons[0] if reasons else log[-500:]
+    if _MISSING_HERE.search(log):
+        return CouldNotVerify(
+            f"this machine's PostgreSQL cannot replay it: {reason}",
+            hint="install the PostgreSQL that the source runs, with the same libraries",
+        )
+    return RestoreFailed(f"the recovering server gave up: {reason}")

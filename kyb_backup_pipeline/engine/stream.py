@@ -1,0 +1,120 @@
+"""One pass: what a program prints, compressed and hashed on its way to the disk.
+
+The program, the compression and the hash work side by side, in bounded memory; the file is flushed
+at the end. Used for dumps and for base backups.
+"""
+
+import hashlib
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.compression import BLOCK, Method, compressor
+from kyb_backup_pipeline.engine.errors import BackupFailed
+from kyb_backup_pipeline.engine.manifest import BackupFile
+from kyb_backup_pipeline.engine.progress import Progress, Reporter
+
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+POLL = 0.25
+EDGE = 4096
+"""How many bytes of a stream's beginning and end are kept, to tell whether it is whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squeezed:
+    """A compressed file: ``total`` bytes went in; ``head`` and ``tail`` are their two ends."""
+
+    file: BackupFile
+    total: int
+    head: bytes
+    tail: bytes
+
+
+def squeeze(
+    child: process.Child,
+    path: Path,
+    *,
+    method: Method,
+    level: int | None,
+    threads: int,
+    patience: float,
+    step: str,
+    watch: Callable[[], None],
+    report: Reporter,
+    expected: int | None = None,
+    edge: int = EDGE,
+) -> Squeezed:
+    """Write the output of ``child`` to ``path``, flushed, and see to it that it ended well.
+
+    ``watch`` is called about once a second and may raise. Raises BackupFailed if nothing comes for
+    ``patience`` seconds, ProcessFailed, OSError.
+    """
+    work = compressor(method, level=level, threads=threads)
+    digest = hashlib.sha256()
+    total = size = 0
+    head = tail = b""
+    with open(os.open(path, CREATE, 0o600), "wb", buffering=0) as file:
+
+        def keep(block: bytes) -> None:
+            nonlocal size
+            if block:
+                digest.update(block)
+                write_all(file.fileno(), block)
+                size += len(block)
+
+        for block in _blocks(child, patience, watch):
+            head = head or bytes(block[:edge])
+            tail = (tail + bytes(block[-edge:]))[-edge:]
+            total += len(block)
+            keep(work.compress(block))
+            report(Progress(step=step, done=total, total=expected, detail=f"{size} written"))
+        keep(work.flush())
+        child.finish(patience)
+        os.fsync(file.fileno())
+    described = BackupFile(path=path.name, size=size, sha256=digest.hexdigest())
+    return Squeezed(file=described, total=total, head=head, tail=tail)
+
+
+def _blocks(
+    child: process.Child, patience: float, watch: Callable[[], None]
+) -> Iterator[memoryview]:
+    """What the child prints, block by block, in one buffer that is used again."""
+    descriptor = child.stdout.fileno()
+    process.widen_pipe(child.stdout)
+    buffer = memoryview(bytearray(BLOCK))
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    heard = time.monotonic()
+    while True:
+        if not poll.poll(POLL * 1000):
+            watch()
+            if time.monotonic() - heard > patience:
+                raise silent_child(child, patience)
+            continue
+        count = os.readv(descriptor, [buffer])
+        if count == 0:
+            return
+        now = time.monotonic()
+        if now - heard > POLL:
+            watch()
+        heard = now
+        yield buffer[:count]
+
+
+def silent_child(child: process.Child, patience: float) -> BackupFailed:
+    """The error for a program that stands still."""
+    return BackupFailed(
+        f"{child.program} made no progress for {patience:g} s",
+        hint="is the server hanging? backup.stall_timeout sets how long to wait",
+    )
+
+
+def write_all(descriptor: int, block: bytes | memoryview) -> None:
+    """Write a whole block, however often the kernel takes only a part."""
+    rest = memoryview(block)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

@@ -1,0 +1,179 @@
+"""The WAL of a repository: segments, each compressed, with its SHA-256 in its name, by timeline.
+
+``database/incremental/wal/<timeline>/<segment>-<SHA-256 of its content>.zst``: one file, published
+by one link, so that a segment is there whole or not at all; what is there is never overwritten.
+History files and what else a server archives lie beside, in the same way. Nothing here says which
+segments belong together: ``wal`` and ``recovery`` do.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from kyb_backup_pipeline.engine.compression import (
+    BLOCK,
+    CorruptStream,
+    Decompressor,
+    compressor,
+)
+from kyb_backup_pipeline.engine.errors import KybError
+from kyb_backup_pipeline.engine.files import flush_folder
+from kyb_backup_pipeline.engine.wal import ARCHIVED_NAME, HISTORY_NAME, SEGMENT_NAME
+
+_FILE = re.compile(rf"({ARCHIVED_NAME.pattern})-([0-9a-f]{{64}})\.zst")
+
+
+class WalConflict(KybError):
+    """Two different contents under one name: two clusters, or a damaged file."""
+
+    exit_code = 5
+
+
+class WalDamaged(KybError):
+    """A stored segment does not have the content that its name says."""
+
+    exit_code = 6
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One stored file: ``sha256`` is of its content, ``size`` in bytes as it lies on the disk."""
+
+    name: str
+    sha256: str
+    path: Path
+    size: int
+
+
+class WalStore:
+    """The folder ``database/incremental/wal``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def receiving(self) -> Path:
+        """Where pg_receivewal writes before segments come into the store."""
+        return self.root / ".receiving"
+
+    def create(self) -> None:
+        """Make the folders that are missing."""
+        for folder in (self.root, self.receiving):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def names(self, timeline: int) -> dict[str, Stored]:
+        """All files of a timeline by name."""
+        found: dict[str, Stored] = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder(timeline)) as entries:
+            for entry in entries:
+                if match := _FILE.fullmatch(entry.name):
+                    name, sha256 = match[1], match[match.lastindex or 0]
+                    size = entry.stat().st_size
+                    found[name] = Stored(name, sha256, Path(entry.path), size)
+        return found
+
+    def timelines(self) -> list[int]:
+        """The timelines of which there is anything."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:
+            return sorted(int(e.name, 16) for e in entries if re.fullmatch(r"[0-9A-F]{8}", e.name))
+        return []
+
+    def find(self, name: str) -> Stored | None:
+        """The stored file with this name."""
+        for path in self._folder(int(name[:8], 16)).glob(f"{name}-*.zst"):
+            if match := _FILE.fullmatch(path.name):
+                return Stored(name, match[match.lastindex or 0], path, path.stat().st_size)
+        return None
+
+    def add(self, source: Path, name: str) -> Stored:
+        """Take a file in, durably. The same content once more is fine. Raises WalConflict, OSError."""
+        folder = self._folder(int(name[:8], 16))
+        folder.mkdir(mode=0o700, exist_ok=True)
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
+        digest = hashlib.sha256()
+        squeeze = compressor("zstd", level=None, threads=1)
+        try:
+            with (
+                open(source, "rb", buffering=0) as file,
+                open(temporary, "wb", buffering=0, opener=_private) as out,
+            ):
+                while block := file.read(BLOCK):
+                    digest.update(block)
+                    out.write(squeeze.compress(block))
+                out.write(squeeze.flush())
+                os.fsync(out.fileno())
+                size = out.tell()
+            known = self.find(name)
+            if known is not None and known.sha256 != digest.hexdigest():
+                raise WalConflict(
+                    f"{name} is in the store with other content (SHA-256 {known.sha256[:12]}…, "
+                    f"now {digest.hexdigest()[:12]}…)",
+                    hint="do two servers archive to one place? kyb-backup verify tells whether the "
+                    "stored one is whole",
+                )
+            if known is not None:
+                return known
+            path = folder / f"{name}-{digest.hexdigest()}.zst"
+            os.rename(temporary, path)
+            flush_folder(folder)
+            flush_folder(self.root)
+            return Stored(name, digest.hexdigest(), path, size)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def extract(self, stored: Stored, destination: Path | None) -> int:
+        """Write the content to ``destination`` (None: nowhere); return its size in bytes.
+
+        Raises WalDamaged if it is not what the name says; the destination is then removed.
+        """
+        digest = hashlib.sha256()
+        stream = Decompressor("zstd")
+        size = 0
+        place = destination or Path(os.devnull)
+        try:
+            with (
+                open(stored.path, "rb", buffering=0) as source,
+                open(place, "wb", buffering=0, opener=_private) as out,
+            ):
+                while block := source.read(BLOCK):
+                    for piece in stream.feed(block):
+                        digest.update(piece)
+                        out.write(piece)
+                        size += len(piece)
+            if not stream.complete:
+                raise WalDamaged(f"{stored.name} ends before its compressed data do")
+            if digest.hexdigest() != stored.sha256:
+                raise WalDamaged(f"{stored.name} has another SHA-256 than its name says")
+        except (CorruptStream, WalDamaged) as error:
+            if destination is not None:
+                destination.unlink(missing_ok=True)
+            if isinstance(error, CorruptStream):
+                raise WalDamaged(f"{stored.name}: {error.message}") from error
+            raise
+        return size
+
+    def history(self, timeline: int) -> str:
+        """The text of a timeline's history file; empty if it is not there."""
+        stored = self.find(f"{timeline:08X}.history")
+        if stored is None:
+            return ""
+        return b"".join(Decompressor("zstd").feed(stored.path.read_bytes())).decode()
+
+    def segments(self) -> dict[str, Stored]:
+        """All stored segments by name."""
+        return {
+            name: stored
+            for timeline in self.timelines()
+            for name, stored in self.names(timeline).items()
+            if SEGMENT_NAME.fullmatch(name) and not HISTORY_NAME.fullmatch(name)
+        }
+
+    def _folder(self, timeline: int) -> Path:
+        return self.root / f"{timeline:08X}"
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
