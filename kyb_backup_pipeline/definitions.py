@@ -12,29 +12,54 @@ from kyb_backup_pipeline.defs.full_backup import (
     full_backup_restore_test,
     full_backup_schedule,
     full_backup_verification,
-    verify_all_backups,
-    verify_all_schedule,
+)
+from kyb_backup_pipeline.defs.incremental import (
+    base_backup,
+    base_backup_job,
+    base_backup_schedule,
+    base_backup_sensor,
+    base_backup_verification,
+    incremental_backup,
+    incremental_backup_job,
+    incremental_backup_schedule,
+    incremental_backup_verification,
+    point_in_time_restore_test,
+    point_in_time_test_job,
+    point_in_time_test_schedule,
 )
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.defs.sensors import follow_repository, repository_sensor
+from kyb_backup_pipeline.defs.verify_all import verify_all_backups, verify_all_schedule
 
 defs = dg.Definitions(
     assets=[
         full_backup,
         full_backup_verification,
         full_backup_restore_test,
+        base_backup,
+        base_backup_verification,
+        incremental_backup,
+        incremental_backup_verification,
+        point_in_time_restore_test,
     ],
     jobs=[
         full_backup_job,
+        base_backup_job,
+        incremental_backup_job,
+        point_in_time_test_job,
         verify_all_backups,
         follow_repository,
     ],
     schedules=[
         full_backup_schedule,
+        base_backup_schedule,
+        incremental_backup_schedule,
+        point_in_time_test_schedule,
         verify_all_schedule,
     ],
     sensors=[
         repository_sensor,
+        base_backup_sensor,
     ],
     resources={"engine": EngineResource()},
     executor=dg.in_process_executor,

@@ -21,7 +21,7 @@ from kyb_backup_pipeline.definitions import defs
 from kyb_backup_pipeline.defs import resources, sensors
 from kyb_backup_pipeline.defs.backup_view import backup_checks
 from kyb_backup_pipeline.defs.card import restore_test_card
-from kyb_backup_pipeline.defs.partitions import FULL_BACKUPS, listed, register
+from kyb_backup_pipeline.defs.partitions import FULL
 from kyb_backup_pipeline.defs.proof_view import proof_checks
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.defs.sensors import Cursor
@@ -106,7 +106,7 @@ def test_everything_is_described_and_every_asset_has_an_owner() -> None:
         assert node.description
         assert node.owners == ["team:platform"]
         assert node.group_name == "database"
-        assert node.partitions_def == FULL_BACKUPS
+        assert node.partitions_def == FULL.partitions
         for check in node.check_keys:
             assert repository.asset_graph.get(check).description
     jobs = [job for job in repository.get_all_jobs() if job.name != "__ASSET_JOB"]
@@ -126,7 +126,7 @@ def test_a_schedule_tick_names_the_partition_from_its_time_and_changes_nothing(
     (request,) = first.run_requests or []
     assert request.run_key == "backup_20260131_020000"
     assert request.tags["dagster/partition"] == "backup_20260131_020000"
-    assert not listed(instance)
+    assert not FULL.listed(instance)
 
 
 def test_cron_lines_come_from_the_settings_and_broken_settings_leave_the_defaults(
@@ -148,7 +148,7 @@ def test_a_run_with_an_id_of_its_own_is_backed_up_verified_restored_and_green(
 ) -> None:
     result = run(instance, engine, "full_backup_job", "before-migration.1")
     assert result.success
-    assert listed(instance) == {"before-migration.1"}
+    assert FULL.listed(instance) == {"before-migration.1"}
     assert statuses(instance, "before-migration.1") == dict.fromkeys(CHECKS, "MATERIALIZED")
     assert checks(instance, "before-migration.1") == GREEN
     backup = engine.repository().find("before-migration.1")
@@ -183,7 +183,7 @@ def test_an_id_that_names_no_folder_is_refused_before_anything_is_made(
 ) -> None:
     result = run(instance, engine, "full_backup_job", backup_id)
     assert "not a valid backup id" in failure(result, "full_backup").description
-    assert not listed(instance)
+    assert not FULL.listed(instance)
     assert not engine.settings().repository.exists()
 
 
@@ -245,7 +245,7 @@ def test_a_flipped_byte_fails_the_run_and_the_partition_is_not_green(
     instance: dg.DagsterInstance, engine: EngineResource, settings: Settings
 ) -> None:
     flip(take_full_backup(settings, Request(backup_id="one"), now=utc_now()))
-    register(instance, ["one"])
+    FULL.register(instance, ["one"])
     result = run(instance, engine, "full_backup_job", "one", [VERIFICATION, RESTORE_TEST])
     seen = failure(result, "full_backup_verification")
     assert seen.metadata["verdict"].value == "failed"
@@ -259,7 +259,7 @@ def test_a_failed_restore_test_has_its_card_in_the_failure(
     instance: dg.DagsterInstance, engine: EngineResource, settings: Settings
 ) -> None:
     flip(take_full_backup(settings, Request(backup_id="one"), now=utc_now()))
-    register(instance, ["one"])
+    FULL.register(instance, ["one"])
     result = run(instance, engine, "full_backup_job", "one", [RESTORE_TEST])
     seen = failure(result, "full_backup_restore_test")
     assert seen.metadata["verdict"].value == "failed"
@@ -276,7 +276,7 @@ def test_could_not_verify_is_loud_no_pass_and_no_corrupt_backup(
     missing = settings.restore_test.model_copy(update={"directory": tmp_path / "missing"})
     file = settings_file(settings.model_copy(update={"restore_test": missing}), tmp_path / "k.toml")
     engine = EngineResource(config_file=str(file))
-    register(instance, ["one"])
+    FULL.register(instance, ["one"])
     result = run(instance, engine, "full_backup_job", "one", [RESTORE_TEST])
     seen = failure(result, "full_backup_restore_test")
     assert seen.metadata["verdict"].value == "could_not_verify"
@@ -311,7 +311,7 @@ def test_verifying_all_reports_each_backup_and_a_bad_one_hides_no_other(
 ) -> None:
     taken = [take_full_backup(settings, Request(backup_id=i), now=utc_now()) for i in "abc"]
     assert run(instance, engine, "verify_all_backups").success
-    assert listed(instance) == {"a", "b", "c"}
+    assert FULL.listed(instance) == {"a", "b", "c"}
     flip(taken[1])
     result = run(instance, engine, "verify_all_backups")
     seen = failure(result, "verify_each_full_backup")
@@ -387,7 +387,7 @@ def test_what_the_command_line_did_appears_once_with_its_proofs(
 ) -> None:
     backup = take_full_backup(settings, Request(backup_id="by_hand", label="x"), now=utc_now())
     assert tick(instance, engine) is not None
-    assert listed(instance) == {"by_hand"}
+    assert FULL.listed(instance) == {"by_hand"}
     assert newest_metadata(instance, FULL, "by_hand")["made_by"] == "the command line"
     assert checks(instance, "by_hand") == dict.fromkeys(CHECKS[FULL], "SUCCEEDED")
     prove(settings, backup)
@@ -448,7 +448,7 @@ def test_after_the_loss_of_dagsters_database_everything_on_disk_comes_back(
         run(lost, engine, "full_backup_job", "one")
     tick(instance, engine)
     tick(instance, engine)
-    assert listed(instance) == {"one"}
+    assert FULL.listed(instance) == {"one"}
     assert statuses(instance, "one") == dict.fromkeys(CHECKS, "MATERIALIZED")
     assert checks(instance, "one") == GREEN
 
@@ -475,10 +475,10 @@ def test_a_pruned_backup_leaves_the_list_and_one_that_is_just_made_stays(
     pruned = take_full_backup(settings, Request(backup_id="old"), now=utc_now())
     take_full_backup(settings, Request(backup_id="kept"), now=utc_now())
     tick(instance, engine)
-    register(instance, ["just_begun"])
+    FULL.register(instance, ["just_begun"])
     shutil.rmtree(pruned.folder)
     tick(instance, engine)
-    assert listed(instance) == {"kept", "just_begun"}
+    assert FULL.listed(instance) == {"kept", "just_begun"}
 
 
 def test_a_repository_out_of_sight_removes_nothing(
@@ -489,7 +489,7 @@ def test_a_repository_out_of_sight_removes_nothing(
     tick(instance, engine)
     settings.repository.rename(settings.repository.parent / "elsewhere")
     assert tick(instance, engine) is None
-    assert listed(instance) == {"one"}
+    assert FULL.listed(instance) == {"one"}
 
 
 def test_a_damaged_manifest_and_a_damaged_record_stop_nothing(
@@ -504,13 +504,13 @@ def test_a_damaged_manifest_and_a_damaged_record_stop_nothing(
     (record.parent / "verification_20260101T000000.000000Z.json").write_text("not JSON")
     (record.parent / "notes.json").write_text("not a record")
     tick(instance, engine)
-    assert listed(instance) == {"damaged", "whole"}
+    assert FULL.listed(instance) == {"damaged", "whole"}
     assert statuses(instance, "damaged")[FULL] is None
     assert statuses(instance, "whole")[VERIFICATION] == "MATERIALIZED"
     assert tick(instance, engine) is None
     shutil.rmtree(damaged.folder)
     tick(instance, engine)
-    assert listed(instance) == {"whole"}
+    assert FULL.listed(instance) == {"whole"}
 
 
 # What is shown
@@ -658,7 +658,7 @@ def statuses(instance: dg.DagsterInstance, backup_id: str) -> dict[dg.AssetKey, 
     """The status of the backup's partition in each asset, as the UI colours it."""
     found: dict[dg.AssetKey, str | None] = {}
     for key in CHECKS:
-        status = instance.get_status_by_partition(key, [backup_id], FULL_BACKUPS) or {}
+        status = instance.get_status_by_partition(key, [backup_id], FULL.partitions) or {}
         value = status.get(backup_id)
         found[key] = value.value if value else None
     return found

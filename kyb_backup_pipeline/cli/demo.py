@@ -9,17 +9,18 @@ import click
 from kyb_backup_pipeline.cli.session import sandbox_folder, size
 from kyb_backup_pipeline.engine import config, process
 from kyb_backup_pipeline.engine.errors import ProofFailed
-from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.store import Repository, new_id
 from kyb_backup_pipeline.sandbox.place import Place, find_place
 from kyb_backup_pipeline.sandbox.services import (
     DEFINITIONS,
     dagster_environment,
     dagster_program,
+    make_traffic,
     start_sandbox,
 )
 
-_JOB = "full_backup_job"
+_JOBS = {"backup": "full_backup_job", "base": "base_backup_job", "incr": "point_in_time_test_job"}
 _JOB_DEADLINE = 900.0
 
 
@@ -41,25 +42,28 @@ def command(folder: Path | None) -> None:
     place = find_place(folder)
     began = time.monotonic()
     start_sandbox(place, lambda text: click.echo(f"• {text}"))
-    backup_id = new_id("backup", utc_now())
-    click.echo(f"• the job {_JOB} for {backup_id}, run by Dagster")
-    _run_job(place, backup_id)
-    proved = _report(place, backup_id)
+    full, base, increment = (_run_job(place, prefix) for prefix in ("backup", "base", "incr"))
+    proved = _report(place, full) & _report_point_in_time(place, base, increment)
     click.echo(f"\n{time.monotonic() - began:.0f} s in all. Look at it in the UI: make up")
     click.echo(f"On the command line: kyb-backup --config {place.settings_file} list")
     if not proved:
         raise ProofFailed(
-            f"{backup_id} was not proved", hint=f"the log of the run is {place.log('demo_job')}"
+            f"not all of {full}, {base} and {increment} was proved",
+            hint=f"the logs of the runs are in {place.log('demo').parent}",
         )
 
 
-def _run_job(place: Place, backup_id: str) -> None:
-    """Let Dagster's own program run the job, on an instance with PostgreSQL storage."""
-    log = place.log("demo_job")
+def _run_job(place: Place, prefix: str) -> str:
+    """Let Dagster's own program run a job, on an instance with PostgreSQL storage; its partition."""
+    job, backup_id = _JOBS[prefix], new_id(prefix, utc_now())
+    if prefix == "incr":
+        click.echo(f"• {make_traffic(place):,} rows of new traffic")
+    click.echo(f"• the job {job} for {backup_id}, run by Dagster")
+    log = place.log(f"demo-{job}")
     try:
         process.run_logged(
             [
-                dagster_program("dagster"), "job", "execute", "-m", DEFINITIONS, "-j", _JOB,
+                dagster_program("dagster"), "job", "execute", "-m", DEFINITIONS, "-j", job,
                 "--tags", json.dumps({"dagster/partition": backup_id}),
             ],
             log=log,
@@ -72,6 +76,7 @@ def _run_job(place: Place, backup_id: str) -> None:
         reasons = [line for line in lines if "Failure" in line or "Error" in line][-3:]
         click.echo("\n".join(["the run failed:", *reasons]), err=True)
         click.echo(f"{error.message}; its log is {log}", err=True)
+    return backup_id
 
 
 def _report(place: Place, backup_id: str) -> bool:
@@ -104,3 +109,38 @@ def _report(place: Place, backup_id: str) -> bool:
         click.echo(f"  {title:<14} {what:<34} {how}".rstrip())
     return all(name in proofs and proofs[name].verdict == "passed" for name in
                ("verification", "restore_test"))  # fmt: skip
+
+
+def _report_point_in_time(place: Place, base_id: str, increment_id: str) -> bool:
+    """The same of the base backup, the increment on it, and the recovery to its marker."""
+    repository = Repository(config.load(place.settings_file, environment={}).repository)
+    listed = {b.backup_id: b for b in repository.backups(("base", "incremental"))}
+    if base_id not in listed or increment_id not in listed:
+        return False
+    base = listed[base_id].require_manifest()
+    increment = listed[increment_id].require_manifest()
+    wal, proofs = increment.require_wal(), repository.records.latest(increment_id)
+    based = repository.records.latest(base_id).get("verification")
+    rows = [
+        ("base backup", f"{size(base.total_size)}, {_verdict(based)}", base_id),
+        ("increment", f"{len(wal.segments)} WAL segments to {wal.end_lsn}",
+         _verdict(proofs.get("verification"))),
+    ]  # fmt: skip
+    test = proofs.get("restore_test")
+    if test is None:
+        rows.append(("point in time", "was not tested", ""))
+    else:
+        markers = f"{test.figures.get('markers_committed', 0):.0f} markers committed"
+        read = f"{test.figures.get('rows', 0):,.0f} rows read"
+        rows.append(("point in time", f"{_verdict(test)}: {markers}, {read}", ""))
+        recovery = f"{test.figures.get('recovery_seconds', 0):.1f} s"
+        rows.append(("recovery time", recovery, ""))
+    click.echo(f"\n{increment_id}")
+    for title, what, how in rows:
+        click.echo(f"  {title:<14} {what:<34} {how}".rstrip())
+    wanted = (based, proofs.get("verification"), test)
+    return all(proof is not None and proof.verdict == "passed" for proof in wanted)
+
+
+def _verdict(proof: Proof | None) -> str:
+    return "not proved" if proof is None else proof.verdict.replace("_", " ")

@@ -6,7 +6,9 @@ from typing import Any
 import click
 
 from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.engine.recovery_plan import coverages
 from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
+from kyb_backup_pipeline.engine.wal import ranges
 
 
 @click.command(
@@ -34,6 +36,13 @@ def command(session: Session, kind: str | None, as_json: bool) -> None:
         _table(lines)
     else:
         click.echo(f"no backups in {repository.root}")
+    for coverage in coverages(repository) if kind in (None, "base", "incremental") else ():
+        if coverage.missing:
+            click.echo(
+                f"WAL missing behind {coverage.base.backup_id}: {ranges(coverage.missing)}; "
+                f"recovery is covered from {coverage}",
+                err=True,
+            )
     for leftover in repository.leftovers():
         what = "left by a run that was killed" if leftover.partial else "has no manifest"
         click.echo(f"not a backup: {leftover.folder} ({what})", err=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from kyb_backup_pipeline.engine.manifest import Manifest
+from kyb_backup_pipeline.engine.manifest import Manifest, Wal
 from kyb_backup_pipeline.engine.store import Backup
 
 _EARLIER = 7
@@ -20,7 +20,7 @@ def backup_metadata(backup: Backup) -> dict[str, Any]:
         "bytes": manifest.total_size,
         "dagster/size_bytes": manifest.total_size,
         "files": len(manifest.files) or 1,
-        "format": f"{manifest.dump_format}, {manifest.compression}",
+        "format": f"{_format(manifest)}, {manifest.compression}",
         "path": dg.MetadataValue.path(str(backup.folder)),
         "finished_at": dg.MetadataValue.timestamp(manifest.completed_at),
         "made_by": _maker(manifest),
@@ -40,15 +40,57 @@ def backup_metadata(backup: Backup) -> dict[str, Any]:
         metadata["server_version"] = manifest.server_version
     if manifest.label is not None:
         metadata["label"] = manifest.label
+    if manifest.wal is not None:
+        return metadata | _wal_metadata(manifest.wal)
     return metadata | _evidence_metadata(manifest)
 
 
-def backup_checks(manifest: Manifest, backups: Iterable[Backup]) -> list[dg.AssetCheckResult]:
-    """Is there evidence, and is the size what it usually is? Both only warn.
+def _format(manifest: Manifest) -> str:
+    if manifest.wal is None:
+        return manifest.dump_format
+    return "tar" if manifest.wal.base is None else "WAL segments"
 
-    ``backups`` are those of the repository, the newest first.
+
+def _wal_metadata(wal: Wal) -> dict[str, Any]:
+    """The part of the log, and for an increment what it stands on."""
+    metadata: dict[str, Any] = {
+        "start_lsn": wal.start_lsn,
+        "end_lsn": wal.end_lsn,
+        "timeline": wal.timeline,
+        "covers_until": dg.MetadataValue.timestamp(wal.end_at),
+    }
+    if wal.base is not None:
+        metadata |= {"base": wal.base, "segments": len(wal.segments)}
+    if wal.previous is not None:
+        metadata["previous"] = wal.previous
+    if wal.lag_bytes is not None:
+        metadata["slot_lag_bytes"] = wal.lag_bytes
+    if wal.archive_failures is not None:
+        metadata["archive_failures"] = wal.archive_failures
+    return metadata
+
+
+def backup_checks(manifest: Manifest, backups: Iterable[Backup]) -> list[dg.AssetCheckResult]:
+    """The checks that need no proof.
+
+    Of a full backup: is there evidence, and is the size what it usually is? Both only warn. Of an
+    increment: what its chain is. ``backups`` are those of the repository, the newest first.
     """
-    return [_evidence_check(manifest), _size_check(manifest, backups)]
+    if manifest.type == "incremental":
+        return [_chain_check(manifest)]
+    size = _size_check(manifest, backups)
+    return [size] if manifest.type == "base" else [_evidence_check(manifest), size]
+
+
+def _chain_check(manifest: Manifest) -> dg.AssetCheckResult:
+    """An increment is published only if every segment from its base to its end was in the store."""
+    wal = manifest.require_wal()
+    return dg.AssetCheckResult(
+        check_name="chain_unbroken",
+        passed=True,
+        description=f"every segment from {wal.base} to {wal.end_lsn} was in the store",
+        metadata=_wal_metadata(wal),
+    )
 
 
 def _maker(manifest: Manifest) -> str:
@@ -92,6 +134,7 @@ def _size_check(manifest: Manifest, backups: Iterable[Backup]) -> dg.AssetCheckR
         if other is not None
         and other.completed_at < manifest.completed_at
         and other.database == manifest.database
+        and other.type == manifest.type
     ][:_EARLIER]
     size = manifest.total_size
     metadata: dict[str, Any] = {"bytes": size, "earlier_backups": len(earlier)}

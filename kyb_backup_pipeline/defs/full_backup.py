@@ -5,7 +5,6 @@ pure; it names the partition from the scheduled time, and ``full_backup`` regist
 does anything, since Dagster starts runs of unknown keys and trips over them at the end only. A run
 that is retried after a crash adopts the backup that it had completed.
 
-The nightly verification of all backups is one run that reports each result to its own partition.
 Where to look next: ``engine/full_backup.py``, ``engine/verify.py``, ``engine/restore_drill.py``.
 """
 
@@ -15,16 +14,13 @@ from collections.abc import Iterator
 import dagster as dg
 
 from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
-from kyb_backup_pipeline.defs.partitions import FULL_BACKUPS, partitioned_check, register
+from kyb_backup_pipeline.defs.partitions import FULL, partitioned_check
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
-from kyb_backup_pipeline.defs.reporting import Reported, report_proofs
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
-from kyb_backup_pipeline.engine.config import PostgresSettings
-from kyb_backup_pipeline.engine.errors import KybError, Locked
 from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
-from kyb_backup_pipeline.engine.manifest import Proof, utc_now
+from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
-from kyb_backup_pipeline.engine.store import Backup, Repository, new_id, valid_id
+from kyb_backup_pipeline.engine.store import Repository, new_id, valid_id
 from kyb_backup_pipeline.engine.verify import verify_backup
 
 _log = logging.getLogger(__name__)
@@ -37,7 +33,7 @@ _RUN_TAGS = {**_TAGS, "dagster/max_runtime": str(12 * 3600)}
 
 
 @dg.asset(
-    partitions_def=FULL_BACKUPS,
+    partitions_def=FULL.partitions,
     group_name="database",
     owners=_OWNERS,
     kinds={"postgres"},
@@ -64,7 +60,7 @@ _RUN_TAGS = {**_TAGS, "dagster/max_runtime": str(12 * 3600)}
 def full_backup(context: dg.AssetExecutionContext, engine: EngineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster wants it bare
     with engine_errors():
         backup_id = valid_id(context.partition_key)
-        register(context.instance, [backup_id])
+        FULL.register(context.instance, [backup_id])
         settings = engine.settings()
         request = Request(backup_id=backup_id, run_id=context.run.root_run_id or context.run.run_id)
         backup = take_full_backup(settings, request, now=utc_now(), report=engine.reporter())
@@ -74,7 +70,7 @@ def full_backup(context: dg.AssetExecutionContext, engine: EngineResource) -> dg
 
 
 @dg.asset(
-    partitions_def=FULL_BACKUPS,
+    partitions_def=FULL.partitions,
     deps=[full_backup],
     group_name="database",
     owners=_OWNERS,
@@ -109,7 +105,7 @@ def full_backup_verification(
 
 
 @dg.asset(
-    partitions_def=FULL_BACKUPS,
+    partitions_def=FULL.partitions,
     deps=[full_backup_verification],
     group_name="database",
     owners=_OWNERS,
@@ -173,61 +169,3 @@ full_backup_job = dg.define_asset_job(
 def full_backup_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     backup_id = new_id("backup", context.scheduled_execution_time)
     return dg.RunRequest(run_key=backup_id, tags={"dagster/partition": backup_id})
-
-
-@dg.op(
-    out=dg.Out(dg.Nothing),
-    tags={"kind": "postgres"},
-    description="Verify every full backup in the repository, and report each result to its partition.",
-)
-def verify_each_full_backup(
-    context: dg.OpExecutionContext, engine: EngineResource
-) -> Iterator[Reported | dg.Output[None]]:
-    with engine_errors():
-        settings = engine.settings()
-        repository = Repository(settings.repository)
-        backups = repository.backups()
-    register(context.instance, [backup.backup_id for backup in backups])
-    yield from report_proofs(
-        context, _verified(repository, backups, settings.postgres, context.run_id)
-    )
-    yield dg.Output(None)
-
-
-def _verified(
-    repository: Repository, backups: list[Backup], programs: PostgresSettings, run_id: str
-) -> Iterator[Proof]:
-    for backup in backups:
-        began = utc_now()
-        try:
-            yield verify_backup(repository, backup, programs=programs, now=began, run_id=run_id)
-        except Exception as error:  # noqa: BLE001 one backup must not hide the next
-            if isinstance(error, Locked) or not backup.folder.exists():
-                _log.info("%s is being removed", backup.backup_id)
-                continue
-            hint = error.hint if isinstance(error, KybError) else None
-            yield Proof(
-                backup_id=backup.backup_id, proof="verification", verdict="could_not_verify",
-                summary=str(error), hint=hint,
-                started_at=began, finished_at=utc_now(), run_id=run_id,
-            )  # fmt: skip
-
-
-@dg.job(
-    executor_def=dg.in_process_executor,
-    tags=_RUN_TAGS,
-    description="Verify every full backup in the repository in one run. The run fails at the end if "
-    "there are bad ones, and names them.",
-)
-def verify_all_backups() -> None:
-    verify_each_full_backup()
-
-
-verify_all_schedule = dg.ScheduleDefinition(
-    name="verify_all_schedule",
-    job=verify_all_backups,
-    cron_schedule=_SCHEDULES.verify_all,
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Verifies every full backup, each day. schedules.verify_all sets the time (UTC).",
-)

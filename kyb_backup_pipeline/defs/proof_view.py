@@ -18,7 +18,7 @@ import dagster as dg
 
 from kyb_backup_pipeline.defs.card import bullets, findings_table, restore_test_card
 from kyb_backup_pipeline.engine.errors import KybError
-from kyb_backup_pipeline.engine.manifest import Finding, Proof
+from kyb_backup_pipeline.engine.manifest import Finding, Kind, Proof
 
 PASSED = "passed"
 """The data version of every proof that passed: a backup that is verified again is what it was, so what
@@ -40,16 +40,18 @@ def engine_errors() -> Iterator[None]:
         raise dg.Failure(str(error), metadata=metadata, allow_retries=False) from error
 
 
-def outcome(proof: Proof) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+def outcome(
+    proof: Proof, kind: Kind = "full"
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """What the step of a proof yields. Raises dg.Failure after the checks unless it passed."""
     if proof.verdict == "passed":
         yield dg.MaterializeResult(
             metadata=proof_metadata(proof),
-            check_results=proof_checks(proof),
+            check_results=proof_checks(proof, kind),
             data_version=dg.DataVersion(PASSED),
         )
         return
-    yield from proof_checks(proof)
+    yield from proof_checks(proof, kind)
     raise bad_proofs([proof])
 
 
@@ -92,13 +94,15 @@ def proof_metadata(proof: Proof) -> dict[str, Any]:
     return metadata
 
 
-def proof_checks(proof: Proof) -> list[dg.AssetCheckResult]:
-    """The checks that a proof answers."""
+def proof_checks(proof: Proof, kind: Kind) -> list[dg.AssetCheckResult]:
+    """The checks that a proof of a backup of this kind answers."""
     figures = proof.figures
     if proof.proof == "verification":
         asked = proof.verdict != "could_not_verify"
         return [_check(proof, "files_as_written", proof.findings, asked, "all files as written",
                        numbers=("files", "bytes", "seconds"))]  # fmt: skip
+    if kind != "full":
+        return _recovery_checks(proof)
     data, objects, smoke = _by_question(proof.findings)
     compared = "rows" in figures
     rows = f"{figures.get('rows', 0):,.0f} rows in {figures.get('tables', 0):,.0f} tables"
@@ -116,6 +120,25 @@ def proof_checks(proof: Proof) -> list[dg.AssetCheckResult]:
         _check(proof, "recovery_time", (), "recovery_seconds" in figures,
                f"{figures.get('recovery_seconds', 0):,.1f} s from the first role to the last index",
                numbers=("recovery_seconds",)),
+    ]  # fmt: skip
+
+
+def _recovery_checks(proof: Proof) -> list[dg.AssetCheckResult]:
+    """The checks of a point-in-time restore test."""
+    figures = proof.figures
+    markers = [f for f in proof.findings if f.object.startswith("marker ")]
+    others = [f for f in proof.findings if f not in markers]
+    rows = f"{figures.get('rows', 0):,.0f} rows in {figures.get('tables', 0):,.0f} tables"
+    return [
+        _check(proof, "markers_as_expected", markers, "markers_committed" in figures,
+               f"{figures.get('markers_committed', 0):,.0f} markers before the target are committed, "
+               f"{figures.get('markers_open', 0):,.0f} behind it are not",
+               numbers=("markers_committed", "markers_open")),
+        _check(proof, "tables_readable", others, "rows" in figures, f"{rows} read to the last",
+               numbers=("tables", "rows", "databases_checked")),
+        _check(proof, "recovery_time", (), "recovery_seconds" in figures,
+               f"{figures.get('recovery_seconds', 0):,.1f} s from the first file to the target",
+               numbers=("recovery_seconds", "segments")),
     ]  # fmt: skip
 
 

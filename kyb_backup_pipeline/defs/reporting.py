@@ -23,37 +23,32 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 from dagster._core.events import AssetMaterializationPlannedData
 
+from kyb_backup_pipeline.defs.partitions import Family
 from kyb_backup_pipeline.defs.proof_view import PASSED, bad_proofs, proof_checks, proof_metadata
 from kyb_backup_pipeline.engine.manifest import Proof
 
 Reported = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
-FULL_BACKUP = dg.AssetKey("full_backup")
-PROOF_ASSETS = {
-    "verification": dg.AssetKey("full_backup_verification"),
-    "restore_test": dg.AssetKey("full_backup_restore_test"),
-}
-"""The asset that shows the proofs of each kind."""
-_PARENTS = {"verification": FULL_BACKUP, "restore_test": PROOF_ASSETS["verification"]}
 
-
-def report_proofs(context: dg.OpExecutionContext, proofs: Iterable[Proof]) -> Iterator[Reported]:
+def report_proofs(
+    context: dg.OpExecutionContext, proofs: Iterable[tuple[Family, Proof]]
+) -> Iterator[Reported]:
     """Yield the events of each proof. Raises dg.Failure at the end if there were bad ones."""
     bad = []
-    for proof in proofs:
-        asset, partition = PROOF_ASSETS[proof.proof], proof.backup_id
+    for family, proof in proofs:
+        asset, partition = family.proofs[proof.proof], proof.backup_id
         if proof.verdict == "passed":
             yield dg.AssetMaterialization(
                 asset,
                 partition=partition,
                 metadata=proof_metadata(proof),
-                tags=_versions(_PARENTS[proof.proof]),
+                tags=_versions(family.parent(proof.proof)),
             )
         else:
             bad.append(proof)
             _plan(context, asset, partition)
             yield dg.AssetObservation(asset, partition=partition, metadata=proof_metadata(proof))
-        yield from report_checks(context, asset, partition, proof_checks(proof))
+        yield from report_checks(context, asset, partition, proof_checks(proof, family.kind))
     if bad:
         raise bad_proofs(bad)
 

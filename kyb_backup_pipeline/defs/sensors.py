@@ -17,7 +17,8 @@ never because the whole repository is out of sight.
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -25,9 +26,9 @@ import dagster as dg
 from pydantic import BaseModel
 
 from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
-from kyb_backup_pipeline.defs.partitions import FULL_BACKUPS, listed
+from kyb_backup_pipeline.defs.partitions import FAMILIES, Family
 from kyb_backup_pipeline.defs.proof_view import engine_errors
-from kyb_backup_pipeline.defs.reporting import FULL_BACKUP, Reported, report_checks, report_proofs
+from kyb_backup_pipeline.defs.reporting import Reported, report_checks, report_proofs
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.engine.errors import NotFound
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
@@ -45,6 +46,7 @@ _BACKUPS = 200
 _RECORDS = 1000
 """At most in one tick, so that ticks stay short when a large repository is seen for the first time."""
 
+PartitionsRequest = dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest
 Run = Callable[[str | None], dg.DagsterRun | None]
 
 
@@ -72,14 +74,16 @@ def report_what_appeared(
 ) -> Iterator[Reported | dg.Output[None]]:
     with engine_errors():
         repository = engine.repository()
-        backups = repository.backups() if config.backups else []
+        backups = repository.backups(tuple(FAMILIES)) if config.backups else []
         records = repository.records.files() if config.records else []
     due, wanted = set(config.backups), set(config.records)
-    proofs = [repository.records.read(path) for path in records if _name(path) in wanted]
+    read = [repository.records.read(path) for path in records if _name(path) in wanted]
+    proofs = [(FAMILIES[repository.find(proof.backup_id).kind], proof) for proof in read]
     for backup in backups:
         if backup.backup_id in due and backup.manifest is not None:
             checks = backup_checks(backup.manifest, backups)
-            yield from report_checks(context, FULL_BACKUP, backup.backup_id, checks)
+            asset = FAMILIES[backup.kind].backup
+            yield from report_checks(context, asset, backup.backup_id, checks)
     yield from report_proofs(context, proofs)
     yield dg.Output(None)
 
@@ -98,7 +102,7 @@ def follow_repository() -> None:
     job_name=follow_repository.name,  # given the job itself, Dagster warns of its own beta
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Keeps the list of full backups equal to the repository on disk: what the command "
+    description="Keeps the lists of backups equal to the repository on disk: what the command "
     "line made appears with its proofs, what was pruned leaves.",
 )
 def repository_sensor(
@@ -106,30 +110,66 @@ def repository_sensor(
 ) -> dg.SensorResult | dg.SkipReason:
     repository = engine.repository()
     cursor = Cursor.model_validate_json(context.cursor or "{}")
-    reported = context.instance.get_materialized_partitions(FULL_BACKUP)
-    partitions = listed(context.instance)
+    run, now = _runs_of(context.instance), utc_now()
     try:
-        on_disk = repository.ids("full")  # after the two above: what they name was there before
+        looks = [_look(context.instance, repository, family, cursor, run, now)
+                 for family in FAMILIES.values()]  # fmt: skip
     except NotFound as error:
         return dg.SkipReason(error.message)
-    run = _runs_of(context.instance)
-    now = utc_now()
-    found, damaged = _unreported(repository, on_disk - reported, run, now)
-    records, read_to = _news(repository, cursor.records, on_disk, run, now)
-    new = sorted(on_disk - partitions, reverse=True)[:_BACKUPS]
-    gone = sorted((partitions - on_disk) & (reported | cursor.damaged))
-    after = Cursor(records=read_to, damaged=damaged | (cursor.damaged & on_disk - reported))
-    if after == cursor and not (found or new or gone):
-        return dg.SkipReason(f"{len(on_disk)} full backups, nothing new")
+    families = {backup_id: look.family for look in looks for backup_id in look.on_disk}
+    records, read_to = _news(repository, cursor.records, families, run, now)
+    found = [backup for look in looks for backup in look.found]
+    requests = [request for look in looks for request in look.requests()]
+    after = Cursor(records=read_to, damaged=frozenset().union(*(look.damaged for look in looks)))
+    if after == cursor and not (found or requests):
+        return dg.SkipReason(f"{len(families)} backups, nothing new")
     appeared = Appeared(backups=[backup.backup_id for backup in found], records=records)
     return dg.SensorResult(
         cursor=after.model_dump_json(),
         asset_events=[_materialization(backup) for backup in found],
-        dynamic_partitions_requests=[
-            *([FULL_BACKUPS.build_add_request(new)] if new else []),
-            *([FULL_BACKUPS.build_delete_request(gone)] if gone else []),
-        ],
+        dynamic_partitions_requests=requests,
         run_requests=[_run_request(appeared)] if found or records else [],
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One family compared with the repository on disk."""
+
+    family: Family
+    on_disk: set[str]
+    found: list[Backup]
+    damaged: frozenset[str]
+    new: list[str]
+    gone: list[str]
+
+    def requests(self) -> Iterator[PartitionsRequest]:
+        """What to change in Dagster's list of partitions."""
+        if self.new:
+            yield self.family.partitions.build_add_request(self.new)
+        if self.gone:
+            yield self.family.partitions.build_delete_request(self.gone)
+
+
+def _look(
+    instance: dg.DagsterInstance,
+    repository: Repository,
+    family: Family,
+    cursor: Cursor,
+    run: Run,
+    now: datetime,
+) -> _Look:
+    reported = instance.get_materialized_partitions(family.backup)
+    partitions = family.listed(instance)
+    on_disk = repository.ids(family.kind)  # after the two above: what they name was there before
+    found, damaged = _unreported(repository, on_disk - reported, run, now)
+    return _Look(
+        family=family,
+        on_disk=on_disk,
+        found=found,
+        damaged=damaged | (cursor.damaged & on_disk - reported),
+        new=sorted(on_disk - partitions, reverse=True)[:_BACKUPS],
+        gone=sorted((partitions - on_disk) & (reported | cursor.damaged)),
     )
 
 
@@ -167,7 +207,7 @@ def _unreported(
 
 
 def _news(
-    repository: Repository, after: str, on_disk: set[str], run: Run, now: datetime
+    repository: Repository, after: str, families: Mapping[str, Family], run: Run, now: datetime
 ) -> tuple[list[str], str]:
     """Records to report, the newest of each kind and backup, and how far they were read."""
     news: dict[tuple[str, str], str] = {}
@@ -176,7 +216,9 @@ def _news(
         if proof is not None and now - proof.finished_at < SETTLED:
             break
         after = proof_order(path)
-        if proof is not None and proof.backup_id in on_disk and run(proof.run_id) is None:
+        family = families.get(proof.backup_id) if proof is not None else None
+        shown = proof is not None and family is not None and proof.proof in family.proofs
+        if proof is not None and shown and run(proof.run_id) is None:
             news[proof.backup_id, proof.proof] = _name(path)
     return list(news.values()), after
 
@@ -195,7 +237,9 @@ def _read(repository: Repository, path: Path) -> Proof | None:
 
 def _materialization(backup: Backup) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
-        FULL_BACKUP, partition=backup.backup_id, metadata=backup_metadata(backup)
+        FAMILIES[backup.kind].backup,
+        partition=backup.backup_id,
+        metadata=backup_metadata(backup),
     )
 
 

@@ -26,7 +26,6 @@ from kyb_backup_pipeline.engine.wal import History, Segment, parse_lsn
 
 MANIFEST_NAME = "backup_manifest"
 _MAIN = "base.tar.zst"
-_TABLESPACE_MAP = "tablespace_map"
 _MANIFEST_LIMIT = 1 << 30
 
 
@@ -38,11 +37,12 @@ class Found(Protocol):
 
 @dataclass(frozen=True)
 class Unpacking:
-    """Where to unpack to, and who owns it."""
+    """Where to unpack to, and who owns it; PostgreSQL's manifest comes along where it is wanted."""
 
     data: Path
     tablespaces: Path
     account: Account | None
+    keep_manifest: bool = False
 
 
 @dataclass
@@ -229,7 +229,7 @@ def _take(
 
 
 def _place(name: str, unpack: Unpacking | None, *, elsewhere: bool) -> Path | None:
-    if unpack is None or name in (MANIFEST_NAME, _TABLESPACE_MAP):
+    if unpack is None or (name == MANIFEST_NAME and not unpack.keep_manifest):
         return None
     parts = PurePosixPath(name).parts
     if elsewhere:

@@ -17,17 +17,22 @@ from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database import Database, read_database
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.files import free_bytes
+from kyb_backup_pipeline.engine.incremental import NEW_BASE, archive_lines, archiver_says
 from kyb_backup_pipeline.engine.postgres import (
     FIXED_SETTINGS,
     Programs,
     Target,
     client_programs,
     connect,
+    replication_programs,
     server_account,
     server_programs,
 )
+from kyb_backup_pipeline.engine.recovery_plan import coverages
+from kyb_backup_pipeline.engine.replication import Server, check_bound, read_server, read_slot
 from kyb_backup_pipeline.engine.snapshot import list_tables
 from kyb_backup_pipeline.engine.store import FOLDERS, Repository
+from kyb_backup_pipeline.engine.wal import ranges
 
 Level = Literal["ok", "warning", "error"]
 
@@ -43,7 +48,7 @@ class Line:
 
 
 def examine(settings: Settings) -> Iterator[Line]:
-    """Look at everything a full backup and its restore test need."""
+    """Look at everything that backups and their restore tests need."""
     yield from _repository(settings)
     yield from _space(settings.repository, settings.backup.minimum_free)
     database = None
@@ -63,6 +68,70 @@ def examine(settings: Settings) -> Iterator[Line]:
         )
     if database is not None:
         yield from _programs(settings, database)
+        yield from _wal(settings, database)
+
+
+def _wal(settings: Settings, database: Database) -> Iterator[Line]:
+    """Base backups and increments: the server's settings, the slot or the inbox, gaps in the store."""
+    target = Target.of(settings)
+    try:
+        server = read_server(target)
+        yield Line("ok", "wal", f"wal_level {server.wal_level}, timeline {server.timeline}")
+        programs = replication_programs(settings.postgres, database.server_major)
+        yield Line("ok", "wal", f"pg_basebackup {programs.version} in {programs.bin_dir}")
+        with connect(target) as connection:
+            (may,) = connection.execute(
+                "SELECT has_function_privilege('pg_switch_wal()', 'EXECUTE')"
+            ).fetchone() or (False,)
+        if not may:
+            yield Line("error", "wal", "this role may not close a WAL segment",
+                       f"GRANT EXECUTE ON FUNCTION pg_switch_wal() TO {target.user}")  # fmt: skip
+        yield from (
+            _slot(settings, target) if settings.wal.source == "slot" else _inbox(settings, server)
+        )
+    except KybError as error:
+        yield _error("wal", error)
+    for coverage in coverages(Repository(settings.repository)):
+        if coverage.missing:
+            yield Line("error", "wal",
+                       f"behind {coverage.base.backup_id} {ranges(coverage.missing)} missing: it "
+                       f"covers {coverage} only", NEW_BASE)  # fmt: skip
+
+
+def _slot(settings: Settings, target: Target) -> Iterator[Line]:
+    name = settings.wal.slot
+    slot = read_slot(target, name)
+    if slot is None:
+        try:
+            check_bound(target, settings.wal)
+            yield Line("ok", "slot", f"{name} is made by the first base backup")
+        except KybError as error:
+            yield _error("slot", error)
+    elif slot.status == "lost" or slot.restart is None:
+        yield Line("error", "slot", f"{name} has lost WAL that was not fetched (status {slot.status})",
+                   NEW_BASE)  # fmt: skip
+    else:
+        level: Level = "ok" if slot.status == "reserved" else "warning"
+        hint = (
+            None if level == "ok" else "kyb-backup backup incremental, before the server removes it"
+        )
+        lag = f"{slot.lag / 1e6:.1f} MB"
+        yield Line(level, "slot", f"{name} keeps {lag} on the server ({slot.status})", hint)
+
+
+def _inbox(settings: Settings, server: Server) -> Iterator[Line]:
+    inbox = settings.wal.inbox
+    if server.archive_mode == "off":
+        yield Line("error", "inbox", "the server does not archive its WAL", archive_lines(inbox))
+    if inbox is None or not os.access(inbox, os.R_OK | os.W_OK | os.X_OK):
+        yield Line("error", "inbox", f"{inbox or 'wal.inbox'} cannot be read and written by this user",
+                   "set wal.inbox to the folder that kyb-wal-push fills; docs/roles.md")  # fmt: skip
+    else:
+        yield Line("ok", "inbox", f"{inbox}, {len(os.listdir(inbox))} files wait in it")
+    trouble = archiver_says(Target.of(settings))
+    if trouble:
+        yield Line("error", "inbox", trouble.removeprefix("; "),
+                   "the server's log says what its archive_command answered")  # fmt: skip
 
 
 def _error(subject: str, error: Exception) -> Line:

@@ -340,7 +340,7 @@ def _import_inbox(
         if time.monotonic() > give_up:
             raise BackupFailed(
                 f"{missing[0].name} did not come into {inbox} within {settings.wal.wait:g} s"
-                + _archiver_says(target),
+                + archiver_says(target),
                 hint="the server's log says what its archive_command answered",
             )
         time.sleep(_POLL)
@@ -366,7 +366,8 @@ def _passed(store: WalStore, missing: Segment, server: Server) -> bool:
     )
 
 
-def _archiver_says(target: Target) -> str:
+def archiver_says(target: Target) -> str:
+    """What the server's archiver fails with at the moment; empty if all is well."""
     with connect(target) as connection:
         row = connection.execute(
             """SELECT failed_count, last_failed_wal, last_failed_time FROM pg_stat_archiver

@@ -89,6 +89,7 @@ def unpack_base(plan: RecoveryPlan, site: Site, report: Reporter) -> list[Findin
         for file in plan.base.files
         if file.path.endswith(".tar.zst") and file.path != BASE_FILE
     ]
+    (site.data / "tablespace_map").unlink(missing_ok=True)  # it leads to the source's own folders
     if external:
         lines = [f"{oid} {site.tablespaces / oid}\n" for oid in external]
         (site.data / "tablespace_map").write_text("".join(lines))

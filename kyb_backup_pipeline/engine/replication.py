@@ -160,17 +160,8 @@ def ensure_slot(target: Target, settings: WalSettings) -> Slot:
     slot = read_slot(target, settings.slot)
     if slot is not None and slot.restart is not None and slot.status != "lost":
         return slot
+    check_bound(target, settings)
     with connect(target) as connection:
-        (bound,) = connection.execute(
-            "SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
-        ).fetchone() or (-1,)
-        if bound < 0 and not settings.allow_unbounded_slot:
-            raise Refused(
-                "a replication slot keeps WAL on the server while backups stand still, and "
-                "max_slot_wal_keep_size sets no bound: it could fill the server's disk",
-                hint="ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf(); "
-                'or set wal.allow_unbounded_slot = true, or wal.source = "archive"',
-            )
         try:
             if slot is not None:
                 _log.warning(
@@ -191,6 +182,21 @@ def ensure_slot(target: Target, settings: WalSettings) -> Slot:
             f"the replication slot {settings.slot!r} vanished as soon as it was made"
         )
     return made
+
+
+def check_bound(target: Target, settings: WalSettings) -> None:
+    """Raise Refused if a slot could keep WAL without end and the settings do not allow that."""
+    with connect(target) as connection:
+        (bound,) = connection.execute(
+            "SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
+        ).fetchone() or (-1,)
+    if bound < 0 and not settings.allow_unbounded_slot:
+        raise Refused(
+            "a replication slot keeps WAL on the server while backups stand still, and "
+            "max_slot_wal_keep_size sets no bound: it could fill the server's disk",
+            hint="ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf(); "
+            'or set wal.allow_unbounded_slot = true, or wal.source = "archive"',
+        )
 
 
 def advance_slot(target: Target, name: str, position: int) -> None:

@@ -158,16 +158,26 @@ class Repository:
         return self.root / FOLDERS[kind]
 
     def ids(self, kind: Kind) -> set[str]:
-        """The ids in the folder of a kind, without reading manifests. Raises NotFound without it."""
+        """The ids of a kind, without reading manifests where its folder holds no other kind.
+
+        Raises NotFound without that folder.
+        """
         try:
             with os.scandir(self.folder(kind)) as entries:
-                return {
+                found = {
                     entry.name
                     for entry in entries
                     if _ID.fullmatch(entry.name) and os.path.exists(f"{entry.path}/{MANIFEST}")
                 }
         except FileNotFoundError:
             raise NotFound(f"there is no repository at {self.root}") from None
+        if list(FOLDERS.values()).count(FOLDERS[kind]) == 1:
+            return found
+        return {
+            backup_id
+            for backup_id in found
+            if (backup := self._read(kind, self.folder(kind) / backup_id)) and backup.kind == kind
+        }
 
     def backups(self, kinds: Iterable[Kind] = ("full",)) -> list[Backup]:
         """All backups, the newest first; those with a damaged manifest come last."""

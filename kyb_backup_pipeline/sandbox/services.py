@@ -49,6 +49,17 @@ def start_sandbox(place: Place, say: Say) -> None:
     shutil.copyfile(place.project / "dagster.yaml", place.dagster_home / "dagster.yaml")
 
 
+def make_traffic(place: Place) -> int:
+    """Write a little, as the platform would between two backups; the number of rows."""
+    with connect(place.platform.target(DATABASE)) as connection:
+        cursor = connection.execute(
+            """INSERT INTO verifications (business_id, provider, status, requested_at, requested_by)
+               SELECT business_id, provider, 'pending', now(), requested_by
+               FROM verifications ORDER BY id LIMIT 2000"""
+        )
+        return cursor.rowcount
+
+
 def stop_sandbox(place: Place, say: Say) -> None:
     """Stop every service that runs."""
     for name in ("daemon", "webserver", "platform"):
@@ -120,6 +131,13 @@ def _fill(place: Place, say: Say) -> None:
                 sql.Identifier(USER)
             )
         )
+        for right in (
+            "ALTER ROLE {} REPLICATION",
+            "GRANT EXECUTE ON FUNCTION pg_switch_wal() TO {}",
+        ):
+            connection.execute(sql.SQL(right).format(sql.Identifier(USER)))
+        connection.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'")
+        connection.execute("SELECT pg_reload_conf()")
         marker = connection.execute(
             "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s",
             (DATABASE,),

@@ -1,0 +1,304 @@
+"""Base backups, increments and point-in-time restore tests, each on a partition of its own.
+
+An increment stands on a base backup, which its metadata name; its partition is verified, and the
+point-in-time restore test recovers to its marker. The monthly test takes an increment first, so it
+proves a recovery to that very moment; on demand it is launched for any increment there is.
+
+Schedules are pure and name the partition from the scheduled time. A sensor takes a new base backup when
+the newest is older than its limit, and the first one if there is none.
+Where to look next: ``engine/base_backup.py``, ``engine/incremental.py``, ``engine/recovery_drill.py``.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
+from kyb_backup_pipeline.defs.partitions import BASE, INCREMENTAL, Family, partitioned_check
+from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
+from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
+from kyb_backup_pipeline.engine.base_backup import take_base_backup
+from kyb_backup_pipeline.engine.full_backup import Request
+from kyb_backup_pipeline.engine.incremental import take_incremental_backup
+from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.recovery_drill import drill_point_in_time
+from kyb_backup_pipeline.engine.recovery_plan import Moment
+from kyb_backup_pipeline.engine.store import Repository, new_id, valid_id
+from kyb_backup_pipeline.engine.verify import verify_backup
+from kyb_backup_pipeline.engine.wal import parse_lsn
+
+_OWNERS = ["team:platform"]
+_SCHEDULES = schedule_settings()
+_BASE_TAGS = {"backup": "base"}
+_INCREMENTAL_TAGS = {"backup": "incremental"}
+_MAX_RUNTIME = {"dagster/max_runtime": str(12 * 3600)}
+
+
+def _request(context: dg.AssetExecutionContext, family: Family) -> Request:
+    backup_id = valid_id(context.partition_key)
+    family.register(context.instance, [backup_id])
+    return Request(backup_id=backup_id, run_id=context.run.root_run_id or context.run.run_id)
+
+
+@dg.asset(
+    partitions_def=BASE.partitions,
+    group_name="database",
+    owners=_OWNERS,
+    kinds={"postgres"},
+    tags=_BASE_TAGS,
+    pool="kyb_database",
+    description="The files of the whole cluster, as pg_basebackup copies them: what WAL can be "
+    "replayed on. The partition key is the backup's id, which is never used again.",
+    check_specs=[
+        partitioned_check(
+            "size_against_previous",
+            asset="base_backup",
+            family=BASE,
+            description="Warns where a base backup has less than half the median size of up to "
+            "seven earlier ones.",
+        )
+    ],
+)
+def base_backup(context: dg.AssetExecutionContext, engine: EngineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster wants it bare
+    with engine_errors():
+        settings = engine.settings()
+        request = _request(context, BASE)
+        backup = take_base_backup(settings, request, now=utc_now(), report=engine.reporter())
+        backups = Repository(settings.repository).backups(("base",))
+        checks = backup_checks(backup.require_manifest(), backups)
+    return dg.MaterializeResult(metadata=backup_metadata(backup), check_results=checks)
+
+
+@dg.asset(
+    partitions_def=BASE.partitions,
+    deps=[base_backup],
+    group_name="database",
+    owners=_OWNERS,
+    kinds={"postgres", "sha256"},
+    tags=_BASE_TAGS,
+    description="Every byte of the base backup, and every file in it against PostgreSQL's own "
+    "manifest, in one pass.",
+    check_specs=[
+        partitioned_check(
+            "files_as_written",
+            asset="base_backup_verification",
+            family=BASE,
+            description="Every file of the cluster is there, with the size and SHA-256 of "
+            "PostgreSQL's manifest, and the WAL that makes the copy consistent.",
+        )
+    ],
+)
+def base_backup_verification(
+    context: dg.AssetExecutionContext, engine: EngineResource
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    yield from _verified(context, engine, BASE)
+
+
+@dg.asset(
+    partitions_def=INCREMENTAL.partitions,
+    deps=[dg.AssetDep(base_backup, partition_mapping=dg.AllPartitionMapping())],
+    group_name="database",
+    owners=_OWNERS,
+    kinds={"postgres"},
+    tags=_INCREMENTAL_TAGS,
+    pool="kyb_database",
+    description="The write-ahead log since the last increment, up to a marker transaction; with its "
+    "base backup, which the metadata name, it leads to every moment up to there.",
+    check_specs=[
+        partitioned_check(
+            "chain_unbroken",
+            asset="incremental_backup",
+            family=INCREMENTAL,
+            description="Every segment from the base backup to the end of this increment is there.",
+        )
+    ],
+)
+def incremental_backup(
+    context: dg.AssetExecutionContext, engine: EngineResource
+) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster wants it bare
+    with engine_errors():
+        settings = engine.settings()
+        request = _request(context, INCREMENTAL)
+        backup = take_incremental_backup(settings, request, now=utc_now(), report=engine.reporter())
+        checks = backup_checks(backup.require_manifest(), ())
+    return dg.MaterializeResult(metadata=backup_metadata(backup), check_results=checks)
+
+
+@dg.asset(
+    partitions_def=INCREMENTAL.partitions,
+    deps=[incremental_backup],
+    group_name="database",
+    owners=_OWNERS,
+    kinds={"postgres", "sha256"},
+    tags=_INCREMENTAL_TAGS,
+    description="Each segment of the increment decompressed and compared with the SHA-256 that was "
+    "recorded, and none missing between its base backup and its end.",
+    check_specs=[
+        partitioned_check(
+            "files_as_written",
+            asset="incremental_backup_verification",
+            family=INCREMENTAL,
+            description="Every segment has the content that was recorded.",
+        )
+    ],
+)
+def incremental_backup_verification(
+    context: dg.AssetExecutionContext, engine: EngineResource
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    yield from _verified(context, engine, INCREMENTAL)
+
+
+@dg.asset(
+    partitions_def=INCREMENTAL.partitions,
+    deps=[incremental_backup_verification],
+    group_name="database",
+    owners=_OWNERS,
+    kinds={"postgres", "restore"},
+    tags=_INCREMENTAL_TAGS,
+    description="The base backup recovered to the marker of this increment on a throwaway server, "
+    "never the production one: markers before it are committed, those behind it are not, and "
+    "every table is read to its last row. Measures the recovery time.",
+    check_specs=[
+        partitioned_check(
+            "markers_as_expected",
+            asset="point_in_time_restore_test",
+            family=INCREMENTAL,
+            description="What was committed before the target is there, and nothing from behind it.",
+        ),
+        partitioned_check(
+            "tables_readable",
+            asset="point_in_time_restore_test",
+            family=INCREMENTAL,
+            description="Every table of every database is read to its last row; indexes are checked "
+            "where the source has the extension amcheck.",
+        ),
+        partitioned_check(
+            "recovery_time",
+            asset="point_in_time_restore_test",
+            family=INCREMENTAL,
+            description="Seconds from the first file to the target.",
+        ),
+    ],
+)
+def point_in_time_restore_test(
+    context: dg.AssetExecutionContext, engine: EngineResource
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    with engine_errors():
+        settings = engine.settings()
+        increment = Repository(settings.repository).find(context.partition_key)
+        marker = increment.require_manifest().require_wal().markers[-1]
+        proof = drill_point_in_time(
+            settings,
+            Moment(position=parse_lsn(marker.lsn)),
+            now=utc_now(),
+            report=engine.reporter(),
+            run_id=context.run.run_id,
+        )
+    yield from outcome(proof, "incremental")
+
+
+def _verified(
+    context: dg.AssetExecutionContext, engine: EngineResource, family: Family
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    with engine_errors():
+        settings = engine.settings()
+        repository = Repository(settings.repository)
+        proof = verify_backup(
+            repository,
+            repository.find(context.partition_key),
+            programs=settings.postgres,
+            now=utc_now(),
+            report=engine.reporter(),
+            run_id=context.run.run_id,
+        )
+    yield from outcome(proof, family.kind)
+
+
+base_backup_job = dg.define_asset_job(
+    "base_backup_job",
+    selection=[base_backup, base_backup_verification],
+    executor_def=dg.in_process_executor,
+    tags={**_BASE_TAGS, **_MAX_RUNTIME},
+    description="Take a base backup of the cluster and verify it.",
+)
+
+incremental_backup_job = dg.define_asset_job(
+    "incremental_backup_job",
+    selection=[incremental_backup, incremental_backup_verification],
+    executor_def=dg.in_process_executor,
+    tags={**_INCREMENTAL_TAGS, **_MAX_RUNTIME},
+    description="Bring the write-ahead log up to this moment into the repository and verify it.",
+)
+
+point_in_time_test_job = dg.define_asset_job(
+    "point_in_time_test_job",
+    selection=[incremental_backup, incremental_backup_verification, point_in_time_restore_test],
+    executor_def=dg.in_process_executor,
+    tags={**_INCREMENTAL_TAGS, **_MAX_RUNTIME},
+    description="Take an increment, verify it, and recover to its marker on a throwaway server.",
+)
+
+
+@dg.schedule(
+    job=base_backup_job,
+    cron_schedule=_SCHEDULES.base_backup,
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="A base backup each week. schedules.base_backup sets the time (UTC).",
+)
+def base_backup_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return _run_request("base", context)
+
+
+@dg.schedule(
+    job=incremental_backup_job,
+    cron_schedule=_SCHEDULES.incremental_backup,
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="An increment every six hours. schedules.incremental_backup sets the times (UTC).",
+)
+def incremental_backup_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return _run_request("incr", context)
+
+
+@dg.schedule(
+    job=point_in_time_test_job,
+    cron_schedule=_SCHEDULES.point_in_time_test,
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="A point-in-time restore test each month, of an increment that is taken for it. "
+    "schedules.point_in_time_test sets the time (UTC).",
+)
+def point_in_time_test_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return _run_request("incr", context)
+
+
+def _run_request(prefix: str, context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    backup_id = new_id(prefix, context.scheduled_execution_time)
+    return dg.RunRequest(run_key=backup_id, tags={"dagster/partition": backup_id})
+
+
+@dg.sensor(
+    job=base_backup_job,
+    minimum_interval_seconds=600,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Takes a base backup when the newest is older than base_backup.max_age. Once a day "
+    "at most, so that one which fails is not tried all the time.",
+)
+def base_backup_sensor(
+    context: dg.SensorEvaluationContext, engine: EngineResource
+) -> dg.RunRequest | dg.SkipReason:
+    now = utc_now()
+    settings = engine.settings()
+    bases = Repository(settings.repository).backups(("base",))
+    newest = next((base.manifest for base in bases if base.manifest is not None), None)
+    if newest is None:
+        return dg.SkipReason(
+            "there is no base backup yet; the schedule or an operator takes the first"
+        )
+    age = (now - newest.completed_at).total_seconds()
+    if age <= settings.base_backup.max_age:
+        return dg.SkipReason(f"{newest.backup_id} is {age / 86400:.1f} days old")
+    backup_id = new_id("base", now)
+    return dg.RunRequest(run_key=f"base after {newest.backup_id} {now:%Y-%m-%d}",
+                         tags={"dagster/partition": backup_id})  # fmt: skip
