@@ -21,7 +21,8 @@ from kyb_backup_pipeline.definitions import defs
 from kyb_backup_pipeline.defs import resources, sensors
 from kyb_backup_pipeline.defs.backup_view import backup_checks
 from kyb_backup_pipeline.defs.card import restore_test_card
-from kyb_backup_pipeline.defs.partitions import FULL
+from kyb_backup_pipeline.defs.partitions import BASE, INCREMENTAL
+from kyb_backup_pipeline.defs.partitions import FULL as FAMILY
 from kyb_backup_pipeline.defs.proof_view import proof_checks
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.defs.sensors import Cursor
@@ -55,6 +56,15 @@ CHECKS = {
         "objects_present", "recovery_time", "rows_equal_source", "smoke_queries_answer",
     ],
 }  # fmt: skip
+WAL_CHECKS = {
+    BASE.backup: ["size_against_previous"],
+    BASE.proofs["verification"]: ["files_as_written"],
+    INCREMENTAL.backup: ["chain_unbroken"],
+    INCREMENTAL.proofs["verification"]: ["files_as_written"],
+    INCREMENTAL.proofs["restore_test"]: [
+        "markers_as_expected", "recovery_time", "tables_readable",
+    ],
+}  # fmt: skip
 GREEN = dict.fromkeys([name for names in CHECKS.values() for name in names], "SUCCEEDED")
 
 
@@ -76,9 +86,11 @@ def test_the_definitions_load_and_are_all_there() -> None:
     dg.Definitions.validate_loadable(defs)
     repository = defs.get_repository_def()
     assert {key: sorted(check.name for check in repository.asset_graph.get(key).check_keys)
-            for key in repository.asset_graph.materializable_asset_keys} == CHECKS  # fmt: skip
+            for key in repository.asset_graph.materializable_asset_keys} == {
+                **CHECKS, **WAL_CHECKS}  # fmt: skip
     assert sorted(job.name for job in repository.get_all_jobs()) == [
-        "__ASSET_JOB", "follow_repository", "full_backup_job", "verify_all_backups",
+        "__ASSET_JOB", "base_backup_job", "follow_repository", "full_backup_job",
+        "incremental_backup_job", "point_in_time_test_job", "verify_all_backups",
     ]  # fmt: skip
     schedules = {
         schedule.name: (schedule.cron_schedule, schedule.execution_timezone)
@@ -86,9 +98,14 @@ def test_the_definitions_load_and_are_all_there() -> None:
     }
     assert schedules == {
         "full_backup_schedule": ("0 2 * * *", "UTC"),
+        "base_backup_schedule": ("0 1 * * 0", "UTC"),
+        "incremental_backup_schedule": ("30 0,6,12,18 * * *", "UTC"),
+        "point_in_time_test_schedule": ("0 5 1 * *", "UTC"),
         "verify_all_schedule": ("0 4 * * *", "UTC"),
     }
-    assert [sensor.name for sensor in repository.sensor_defs] == ["repository_sensor"]
+    assert sorted(sensor.name for sensor in repository.sensor_defs) == [
+        "base_backup_sensor", "repository_sensor",
+    ]  # fmt: skip
 
 
 def test_schedules_and_sensors_run_without_being_switched_on() -> None:
@@ -101,12 +118,14 @@ def test_schedules_and_sensors_run_without_being_switched_on() -> None:
 
 def test_everything_is_described_and_every_asset_has_an_owner() -> None:
     repository = defs.get_repository_def()
-    for key in CHECKS:
+    for key in (*CHECKS, *WAL_CHECKS):
         node = repository.asset_graph.get(key)
         assert node.description
         assert node.owners == ["team:platform"]
         assert node.group_name == "database"
-        assert node.partitions_def == FULL.partitions
+        assert node.partitions_def in (
+            FAMILY.partitions, BASE.partitions, INCREMENTAL.partitions,
+        )  # fmt: skip
         for check in node.check_keys:
             assert repository.asset_graph.get(check).description
     jobs = [job for job in repository.get_all_jobs() if job.name != "__ASSET_JOB"]
@@ -126,7 +145,7 @@ def test_a_schedule_tick_names_the_partition_from_its_time_and_changes_nothing(
     (request,) = first.run_requests or []
     assert request.run_key == "backup_20260131_020000"
     assert request.tags["dagster/partition"] == "backup_20260131_020000"
-    assert not FULL.listed(instance)
+    assert not FAMILY.listed(instance)
 
 
 def test_cron_lines_come_from_the_settings_and_broken_settings_leave_the_defaults(
@@ -148,7 +167,7 @@ def test_a_run_with_an_id_of_its_own_is_backed_up_verified_restored_and_green(
 ) -> None:
     result = run(instance, engine, "full_backup_job", "before-migration.1")
     assert result.success
-    assert FULL.listed(instance) == {"before-migration.1"}
+    assert FAMILY.listed(instance) == {"before-migration.1"}
     assert statuses(instance, "before-migration.1") == dict.fromkeys(CHECKS, "MATERIALIZED")
     assert checks(instance, "before-migration.1") == GREEN
     backup = engine.repository().find("before-migration.1")
@@ -183,7 +202,7 @@ def test_an_id_that_names_no_folder_is_refused_before_anything_is_made(
 ) -> None:
     result = run(instance, engine, "full_backup_job", backup_id)
     assert "not a valid backup id" in failure(result, "full_backup").description
-    assert not FULL.listed(instance)
+    assert not FAMILY.listed(instance)
     assert not engine.settings().repository.exists()
 
 
@@ -245,7 +264,7 @@ def test_a_flipped_byte_fails_the_run_and_the_partition_is_not_green(
     instance: dg.DagsterInstance, engine: EngineResource, settings: Settings
 ) -> None:
     flip(take_full_backup(settings, Request(backup_id="one"), now=utc_now()))
-    FULL.register(instance, ["one"])
+    FAMILY.register(instance, ["one"])
     result = run(instance, engine, "full_backup_job", "one", [VERIFICATION, RESTORE_TEST])
     seen = failure(result, "full_backup_verification")
     assert seen.metadata["verdict"].value == "failed"
@@ -259,7 +278,7 @@ def test_a_failed_restore_test_has_its_card_in_the_failure(
     instance: dg.DagsterInstance, engine: EngineResource, settings: Settings
 ) -> None:
     flip(take_full_backup(settings, Request(backup_id="one"), now=utc_now()))
-    FULL.register(instance, ["one"])
+    FAMILY.register(instance, ["one"])
     result = run(instance, engine, "full_backup_job", "one", [RESTORE_TEST])
     seen = failure(result, "full_backup_restore_test")
     assert seen.metadata["verdict"].value == "failed"
@@ -276,7 +295,7 @@ def test_could_not_verify_is_loud_no_pass_and_no_corrupt_backup(
     missing = settings.restore_test.model_copy(update={"directory": tmp_path / "missing"})
     file = settings_file(settings.model_copy(update={"restore_test": missing}), tmp_path / "k.toml")
     engine = EngineResource(config_file=str(file))
-    FULL.register(instance, ["one"])
+    FAMILY.register(instance, ["one"])
     result = run(instance, engine, "full_backup_job", "one", [RESTORE_TEST])
     seen = failure(result, "full_backup_restore_test")
     assert seen.metadata["verdict"].value == "could_not_verify"
@@ -311,10 +330,10 @@ def test_verifying_all_reports_each_backup_and_a_bad_one_hides_no_other(
 ) -> None:
     taken = [take_full_backup(settings, Request(backup_id=i), now=utc_now()) for i in "abc"]
     assert run(instance, engine, "verify_all_backups").success
-    assert FULL.listed(instance) == {"a", "b", "c"}
+    assert FAMILY.listed(instance) == {"a", "b", "c"}
     flip(taken[1])
     result = run(instance, engine, "verify_all_backups")
-    seen = failure(result, "verify_each_full_backup")
+    seen = failure(result, "verify_each_backup")
     assert "b: verification failed" in seen.description
     assert seen.metadata["verdict"].value == "failed"
     assert {i: statuses(instance, i)[VERIFICATION] for i in "abc"} == {
@@ -342,9 +361,9 @@ def test_verifying_all_names_what_failed_before_what_could_not_be_verified(
             raise RuntimeError("something nobody thought of")
         return verify_backup(repository, backup, **options)
 
-    monkeypatch.setattr("kyb_backup_pipeline.defs.full_backup.verify_backup", verify)
+    monkeypatch.setattr("kyb_backup_pipeline.defs.verify_all.verify_backup", verify)
     result = run(instance, engine, "verify_all_backups")
-    lines = failure(result, "verify_each_full_backup").description.splitlines()
+    lines = failure(result, "verify_each_backup").description.splitlines()
     assert lines[0].startswith("damaged: verification failed: ")
     assert lines[1] == "strange: verification could not verify: something nobody thought of"
 
@@ -387,7 +406,7 @@ def test_what_the_command_line_did_appears_once_with_its_proofs(
 ) -> None:
     backup = take_full_backup(settings, Request(backup_id="by_hand", label="x"), now=utc_now())
     assert tick(instance, engine) is not None
-    assert FULL.listed(instance) == {"by_hand"}
+    assert FAMILY.listed(instance) == {"by_hand"}
     assert newest_metadata(instance, FULL, "by_hand")["made_by"] == "the command line"
     assert checks(instance, "by_hand") == dict.fromkeys(CHECKS[FULL], "SUCCEEDED")
     prove(settings, backup)
@@ -448,7 +467,7 @@ def test_after_the_loss_of_dagsters_database_everything_on_disk_comes_back(
         run(lost, engine, "full_backup_job", "one")
     tick(instance, engine)
     tick(instance, engine)
-    assert FULL.listed(instance) == {"one"}
+    assert FAMILY.listed(instance) == {"one"}
     assert statuses(instance, "one") == dict.fromkeys(CHECKS, "MATERIALIZED")
     assert checks(instance, "one") == GREEN
 
@@ -475,10 +494,10 @@ def test_a_pruned_backup_leaves_the_list_and_one_that_is_just_made_stays(
     pruned = take_full_backup(settings, Request(backup_id="old"), now=utc_now())
     take_full_backup(settings, Request(backup_id="kept"), now=utc_now())
     tick(instance, engine)
-    FULL.register(instance, ["just_begun"])
+    FAMILY.register(instance, ["just_begun"])
     shutil.rmtree(pruned.folder)
     tick(instance, engine)
-    assert FULL.listed(instance) == {"kept", "just_begun"}
+    assert FAMILY.listed(instance) == {"kept", "just_begun"}
 
 
 def test_a_repository_out_of_sight_removes_nothing(
@@ -489,7 +508,7 @@ def test_a_repository_out_of_sight_removes_nothing(
     tick(instance, engine)
     settings.repository.rename(settings.repository.parent / "elsewhere")
     assert tick(instance, engine) is None
-    assert FULL.listed(instance) == {"one"}
+    assert FAMILY.listed(instance) == {"one"}
 
 
 def test_a_damaged_manifest_and_a_damaged_record_stop_nothing(
@@ -504,13 +523,13 @@ def test_a_damaged_manifest_and_a_damaged_record_stop_nothing(
     (record.parent / "verification_20260101T000000.000000Z.json").write_text("not JSON")
     (record.parent / "notes.json").write_text("not a record")
     tick(instance, engine)
-    assert FULL.listed(instance) == {"damaged", "whole"}
+    assert FAMILY.listed(instance) == {"damaged", "whole"}
     assert statuses(instance, "damaged")[FULL] is None
     assert statuses(instance, "whole")[VERIFICATION] == "MATERIALIZED"
     assert tick(instance, engine) is None
     shutil.rmtree(damaged.folder)
     tick(instance, engine)
-    assert FULL.listed(instance) == {"whole"}
+    assert FAMILY.listed(instance) == {"whole"}
 
 
 # What is shown
@@ -544,7 +563,7 @@ def test_each_finding_fails_the_check_it_belongs_to() -> None:
         ("smoke query 'SELECT 1'", "smoke_queries_answer"),
     ):
         found = Finding(object=finding, message="is missing after restore")
-        results = proof_checks(proof("failed", figures=figures, findings=(found,)))
+        results = proof_checks(proof("failed", figures=figures, findings=(found,)), "full")
         assert [one.check_name for one in results if not one.passed] == [check]
 
 
@@ -658,7 +677,7 @@ def statuses(instance: dg.DagsterInstance, backup_id: str) -> dict[dg.AssetKey, 
     """The status of the backup's partition in each asset, as the UI colours it."""
     found: dict[dg.AssetKey, str | None] = {}
     for key in CHECKS:
-        status = instance.get_status_by_partition(key, [backup_id], FULL.partitions) or {}
+        status = instance.get_status_by_partition(key, [backup_id], FAMILY.partitions) or {}
         value = status.get(backup_id)
         found[key] = value.value if value else None
     return found

@@ -288,10 +288,12 @@ def _receive(
 
 
 def _before(segment: Segment, history: History) -> Segment:
-    """The segment in front of one, on the same history."""
-    number = max(segment.number - 1, 0)
-    timeline = history.timeline_at(number * segment.size + segment.size - 1)
-    return Segment(min(timeline, segment.timeline), number, segment.size)
+    """The segment in front of one, named so that reception goes on at its beginning.
+
+    On the timeline that this position is on: where a promotion fell on the border of two segments,
+    that is the later one, since the earlier has nothing more to send.
+    """
+    return Segment(history.timeline_at(segment.start), max(segment.number - 1, 0), segment.size)
 
 
 def _receive_error(error: process.ProcessFailed, settings: Settings) -> Exception:

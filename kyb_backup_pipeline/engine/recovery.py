@@ -165,6 +165,7 @@ def _configure(plan: RecoveryPlan, site: Site, feeder: Feeder, *, pause: bool) -
     }
     if site.programs.major >= 15:
         wanted["allow_in_place_tablespaces"] = "on"
+        wanted["recovery_prefetch"] = "off"  # it asks for segments behind the target
     if plan.immediate:
         wanted["recovery_target"] = "immediate"
     elif plan.stop is not None:

@@ -19,7 +19,7 @@ from kyb_backup_pipeline.engine.compression import (
     Decompressor,
     compressor,
 )
-from kyb_backup_pipeline.engine.errors import KybError
+from kyb_backup_pipeline.engine.errors import KybError, ProofFailed
 from kyb_backup_pipeline.engine.files import flush_folder
 from kyb_backup_pipeline.engine.wal import ARCHIVED_NAME, HISTORY_NAME, SEGMENT_NAME
 
@@ -32,10 +32,8 @@ class WalConflict(KybError):
     exit_code = 5
 
 
-class WalDamaged(KybError):
+class WalDamaged(ProofFailed):
     """A stored segment does not have the content that its name says."""
-
-    exit_code = 6
 
 
 @dataclass(frozen=True)
