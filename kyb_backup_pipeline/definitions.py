@@ -26,6 +26,7 @@ from kyb_backup_pipeline.defs.incremental import (
     point_in_time_restore_test,
     point_in_time_test_job,
     point_in_time_test_schedule,
+    wal_store,
 )
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.defs.sensors import follow_repository, repository_sensor
@@ -38,6 +39,7 @@ defs = dg.Definitions(
         full_backup_restore_test,
         base_backup,
         base_backup_verification,
+        wal_store,
         incremental_backup,
         incremental_backup_verification,
         point_in_time_restore_test,

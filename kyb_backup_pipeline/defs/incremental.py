@@ -18,11 +18,12 @@ from kyb_backup_pipeline.defs.partitions import BASE, INCREMENTAL, Family, parti
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
 from kyb_backup_pipeline.engine.base_backup import take_base_backup
+from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.full_backup import Request
 from kyb_backup_pipeline.engine.incremental import take_incremental_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_drill import drill_point_in_time
-from kyb_backup_pipeline.engine.recovery_plan import Moment
+from kyb_backup_pipeline.engine.recovery_plan import Moment, coverages
 from kyb_backup_pipeline.engine.store import Repository, new_id, valid_id
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.engine.wal import parse_lsn
@@ -94,9 +95,23 @@ def base_backup_verification(
     yield from _verified(context, engine, BASE)
 
 
+wal_store = dg.AssetSpec(
+    "wal_store",
+    deps=[base_backup],
+    group_name="database",
+    owners=_OWNERS,
+    kinds={"postgres"},
+    tags=_INCREMENTAL_TAGS,
+    description="The segments of the write-ahead log behind the base backups, which every increment "
+    "adds to; its observations say what recovery is covered. Not partitioned: it links base backups "
+    "and increments, since Dagster cannot resolve a dependency between two sets of partitions for a "
+    "key that is registered by the run itself.",
+)
+
+
 @dg.asset(
     partitions_def=INCREMENTAL.partitions,
-    deps=[dg.AssetDep(base_backup, partition_mapping=dg.AllPartitionMapping())],
+    deps=[wal_store],
     group_name="database",
     owners=_OWNERS,
     kinds={"postgres"},
@@ -121,6 +136,7 @@ def incremental_backup(
         request = _request(context, INCREMENTAL)
         backup = take_incremental_backup(settings, request, now=utc_now(), report=engine.reporter())
         checks = backup_checks(backup.require_manifest(), ())
+        context.log_event(dg.AssetObservation(wal_store.key, metadata=_covered(settings)))
     return dg.MaterializeResult(metadata=backup_metadata(backup), check_results=checks)
 
 
@@ -195,6 +211,15 @@ def point_in_time_restore_test(
             run_id=context.run.run_id,
         )
     yield from outcome(proof, "incremental")
+
+
+def _covered(settings: Settings) -> dict[str, str | int]:
+    """What recovery is covered, by base backup, and what the store holds."""
+    repository = Repository(settings.repository)
+    segments = repository.wal.segments().values()
+    spans = {coverage.base.backup_id: str(coverage) for coverage in coverages(repository)}
+    sizes = {"segments": len(segments), "bytes": sum(segment.size for segment in segments)}
+    return {**sizes, **spans}
 
 
 def _verified(
@@ -282,8 +307,8 @@ def _run_request(prefix: str, context: dg.ScheduleEvaluationContext) -> dg.RunRe
     job=base_backup_job,
     minimum_interval_seconds=600,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Takes a base backup when the newest is older than base_backup.max_age. Once a day "
-    "at most, so that one which fails is not tried all the time.",
+    description="Takes a base backup when there is none, or the newest is older than "
+    "base_backup.max_age. Once a day at most, so that one which fails is not tried all the time.",
 )
 def base_backup_sensor(
     context: dg.SensorEvaluationContext, engine: EngineResource
@@ -292,13 +317,12 @@ def base_backup_sensor(
     settings = engine.settings()
     bases = Repository(settings.repository).backups(("base",))
     newest = next((base.manifest for base in bases if base.manifest is not None), None)
-    if newest is None:
-        return dg.SkipReason(
-            "there is no base backup yet; the schedule or an operator takes the first"
-        )
-    age = (now - newest.completed_at).total_seconds()
-    if age <= settings.base_backup.max_age:
-        return dg.SkipReason(f"{newest.backup_id} is {age / 86400:.1f} days old")
-    backup_id = new_id("base", now)
-    return dg.RunRequest(run_key=f"base after {newest.backup_id} {now:%Y-%m-%d}",
-                         tags={"dagster/partition": backup_id})  # fmt: skip
+    if newest is not None:
+        age = (now - newest.completed_at).total_seconds()
+        if age <= settings.base_backup.max_age:
+            return dg.SkipReason(f"{newest.backup_id} is {age / 86400:.1f} days old")
+    before = newest.backup_id if newest else "none"
+    return dg.RunRequest(
+        run_key=f"base after {before} {now:%Y-%m-%d}",
+        tags={"dagster/partition": new_id("base", now)},
+    )
