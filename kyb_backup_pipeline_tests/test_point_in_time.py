@@ -209,6 +209,29 @@ def test_a_target_outside_of_what_is_covered_is_refused_with_what_is(primary: Pr
         assert str(covered) in str(refused.value)
 
 
+def test_no_moment_between_the_last_increment_and_a_new_base_is_lost(primary: Primary) -> None:
+    old = primary.base()
+    primary.increment()
+    primary.sql("INSERT INTO t SELECT n FROM generate_series(1, 500) AS n",
+                "SELECT pg_switch_wal()")  # fmt: skip
+    moment = execute(primary.target, "SELECT clock_timestamp()")[0][0]
+    primary.sql("INSERT INTO t SELECT n FROM generate_series(1, 250) AS n",
+                "SELECT pg_switch_wal()", "INSERT INTO t VALUES (1)")  # fmt: skip
+    new = primary.base()
+    increment = primary.increment()
+    assert increment.require_wal().base == new.backup_id
+    plan = plan_recovery(primary.repository, Moment(time=moment))
+    assert plan.base.backup_id == old.backup_id
+    proof = primary.drill(moment.isoformat())
+    assert (proof.verdict, proof.figures["rows"]) == ("passed", 1500), proof.summary
+    assert primary.drill().figures["rows"] == 1751
+    backup = primary.repository.find(increment.backup_id)
+    verified = verify_backup(
+        primary.repository, backup, programs=primary.settings.postgres, now=utc_now()
+    )
+    assert (verified.verdict, verified.findings) == ("passed", ())
+
+
 def test_a_quiet_database_says_so_and_is_covered_up_to_now(primary: Primary) -> None:
     primary.base()
     primary.increment()

@@ -36,8 +36,12 @@ def command(session: Session, kind: str | None, as_json: bool) -> None:
         _table(lines)
     else:
         click.echo(f"no backups in {repository.root}")
-    for coverage in coverages(repository) if kind in (None, "base", "incremental") else ():
-        if coverage.missing:
+    if kind in (None, "base", "incremental"):
+        for coverage in coverages(repository)[
+            :1
+        ]:  # the newest base: what counts for a recovery now
+            if not coverage.missing:
+                continue
             click.echo(
                 f"WAL missing behind {coverage.base.backup_id}: {ranges(coverage.missing)}; "
                 f"recovery is covered from {coverage}",

@@ -91,9 +91,9 @@ def _wal(settings: Settings, database: Database) -> Iterator[Line]:
         )
     except KybError as error:
         yield _error("wal", error)
-    for coverage in coverages(Repository(settings.repository)):
+    for n, coverage in enumerate(coverages(Repository(settings.repository))):
         if coverage.missing:
-            yield Line("error", "wal",
+            yield Line("warning" if n else "error", "wal",
                        f"behind {coverage.base.backup_id} {ranges(coverage.missing)} missing: it "
                        f"covers {coverage} only", NEW_BASE)  # fmt: skip
 

@@ -19,7 +19,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -81,6 +81,9 @@ class _Chain:
     history: History
     start: int
     """Where the chain begins: the first segment of its base."""
+    reached: int
+    """Where the log in the repository ended before: in front of a new base, so that no moment between
+    the last increment on the old one and the new one is lost."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def take_incremental_backup(
         store.create()
         slot = ensure_slot(target, settings.wal) if settings.wal.source == "slot" else None
         closed = _close_segment(target, server, chain)
-        _bring_in(settings, target, server, store, chain, closed.end, report)
+        chain = _bring_in(settings, target, server, store, chain, closed.end, report)
         segments = _whole_chain(store, chain, closed.end, server)
         lag = slot.lag if slot else None
         manifest = _manifest(settings, request, staging, server, chain, closed, segments, lag, now)
@@ -157,8 +160,27 @@ def _chain(repository: Repository, target: Target, server: Server) -> _Chain:
         if found is not None and found.wal is not None and found.wal.base == base.backup_id:
             previous = found
             break
-    start = parse_lsn(wal.start_lsn) // wal.segment_bytes * wal.segment_bytes
-    return _Chain(base=base, previous=previous, history=history, start=start)
+    start = _floor(wal, wal.start_lsn)
+    reached = _reached(repository, wal, history) if previous is None else start
+    return _Chain(
+        base=base, previous=previous, history=history, start=start, reached=min(start, reached)
+    )
+
+
+def _floor(wal: Wal, lsn: str) -> int:
+    return parse_lsn(lsn) // wal.segment_bytes * wal.segment_bytes
+
+
+def _reached(repository: Repository, new: Wal, history: History) -> int:
+    """Where the newest earlier backup of this cluster left the log."""
+    for backup in repository.backups(("base", "incremental")):
+        wal = backup.manifest.wal if backup.manifest else None
+        if wal is None or wal == new or wal.system_identifier != new.system_identifier:
+            continue
+        position = parse_lsn(wal.end_lsn) if wal.base else _floor(wal, wal.start_lsn)
+        if history.contains(wal.timeline, position):
+            return position
+    return _floor(new, new.start_lsn)
 
 
 def _keep_history(store: WalStore, timeline: int, text: str) -> None:
@@ -197,7 +219,7 @@ def _close_segment(target: Target, server: Server, chain: _Chain) -> _Closed:
         except psycopg.errors.InsufficientPrivilege as error:
             raise BackupFailed(
                 f"this role may not close a WAL segment: {str(error).splitlines()[0]}",
-                hint="as a superuser: GRANT EXECUTE ON FUNCTION pg_switch_wal() TO "
+                hint=f"as a superuser, in database {target.dbname!r}: GRANT EXECUTE ON FUNCTION pg_switch_wal() TO "
                 f"{target.user}; see docs/roles.md",
             ) from error
     size = server.segment_bytes
@@ -227,12 +249,29 @@ def _bring_in(
     chain: _Chain,
     end: int,
     report: Reporter,
-) -> None:
-    if settings.wal.source == "slot":
-        programs = replication_programs(settings.postgres, server.major)
-        _receive(settings, target, server, programs, store, chain, end, report)
-    else:
+) -> _Chain:
+    """Bring in all up to ``end``; the chain, without what the server no longer has in front of it."""
+    if settings.wal.source == "archive":
         _import_inbox(settings, target, server, store, chain, end, report)
+        if _missing(store, chain, chain.reached, chain.start, server):
+            return replace(chain, reached=chain.start)
+        return chain
+    programs = replication_programs(settings.postgres, server.major)
+    try:
+        _receive(settings, target, server, programs, store, chain, end, report)
+    except _Gone as gone:
+        if chain.reached == chain.start:
+            raise
+        _log.warning(
+            "no moment between the last increment and the base is covered: %s", gone.message
+        )
+        chain = replace(chain, reached=chain.start)
+        _receive(settings, target, server, programs, store, chain, end, report)
+    return chain
+
+
+class _Gone(BackupFailed):
+    """The server no longer has the WAL that comes next."""
 
 
 def _receive(
@@ -247,7 +286,7 @@ def _receive(
 ) -> None:
     """Through the slot, up to ``end``; segments come into the store while the next ones arrive."""
     _import(store, store.receiving, server, report)  # what a killed run had received
-    missing = _missing(store, chain, end, server)
+    missing = _missing(store, chain, chain.reached, end, server)
     if not missing:
         return
     first = missing[0]
@@ -301,7 +340,7 @@ def _receive_error(error: process.ProcessFailed, settings: Settings) -> Exceptio
         if os.strerror(number) in error.stderr:
             return no_space(Path("the WAL store"), OSError(number, os.strerror(number)))
     if "has already been removed" in error.stderr or "ahead of the WAL flush" in error.stderr:
-        return BackupFailed(
+        return _Gone(
             f"the server no longer has the WAL that comes next: {error.stderr}",
             hint=f"{NEW_BASE}; was the slot {settings.wal.slot} dropped, or invalidated by "
             "max_slot_wal_keep_size?",
@@ -336,7 +375,7 @@ def _import_inbox(
     give_up = time.monotonic() + settings.wal.wait
     while True:
         _import(store, inbox, server, report)
-        missing = _missing(store, chain, end, server)
+        missing = _missing(store, chain, chain.start, end, server)
         if not missing or (missing[0].end < end and _passed(store, missing[0], server)):
             return
         if time.monotonic() > give_up:
@@ -428,8 +467,8 @@ def _problem(path: Path, name: str, server: Server) -> str | None:
     return header_problem(header, segment, server.system_identifier)
 
 
-def _missing(store: WalStore, chain: _Chain, end: int, server: Server) -> list[Segment]:
-    wanted = list(chain.history.segments(chain.start, end, server.segment_bytes))
+def _missing(store: WalStore, chain: _Chain, start: int, end: int, server: Server) -> list[Segment]:
+    wanted = list(chain.history.segments(start, end, server.segment_bytes))
     have = {tli: store.names(tli) for tli in {segment.timeline for segment in wanted}}
     return [segment for segment in wanted if segment.name not in have[segment.timeline]]
 
@@ -439,14 +478,14 @@ def _whole_chain(store: WalStore, chain: _Chain, end: int, server: Server) -> Se
 
     Returns the segments of this increment.
     """
-    missing = _missing(store, chain, end, server)
+    missing = _missing(store, chain, chain.reached, end, server)
     if missing:
         raise BackupFailed(
             f"the chain from {chain.base.backup_id} has a hole: "
             f"{ranges([segment.name for segment in missing])} missing",
             hint=NEW_BASE,
         )
-    begin = chain.start
+    begin = chain.reached
     if chain.previous is not None:
         wal = chain.previous.require_wal()
         # a promotion since then begins anew with the segment in which the old timeline was left

@@ -38,6 +38,9 @@ def start_sandbox(place: Place, say: Say) -> None:
     say("PostgreSQL of the sample platform")
     _start_cluster(place.platform, {"wal_level": "replica"})
     _fill(place, say)
+    with connect(place.platform.target(DATABASE)) as connection:  # functions belong to a database
+        switch = sql.SQL("GRANT EXECUTE ON FUNCTION pg_switch_wal() TO {}")
+        connection.execute(switch.format(sql.Identifier(USER)))
     say("PostgreSQL of Dagster's storage")
     _start_cluster(place.dagster_storage, {"fsync": "off", "synchronous_commit": "off"})
     _make_storage(place)
@@ -53,8 +56,8 @@ def make_traffic(place: Place) -> int:
     """Write a little, as the platform would between two backups; the number of rows."""
     with connect(place.platform.target(DATABASE)) as connection:
         cursor = connection.execute(
-            """INSERT INTO verifications (business_id, provider, status, requested_at, requested_by)
-               SELECT business_id, provider, 'pending', now(), requested_by
+            """INSERT INTO verifications (id, business_id, provider, status, result, requested_at, requested_by)
+               SELECT gen_random_uuid(), business_id, provider, 'pending', result, now(), requested_by
                FROM verifications ORDER BY id LIMIT 2000"""
         )
         return cursor.rowcount
@@ -131,11 +134,7 @@ def _fill(place: Place, say: Say) -> None:
                 sql.Identifier(USER)
             )
         )
-        for right in (
-            "ALTER ROLE {} REPLICATION",
-            "GRANT EXECUTE ON FUNCTION pg_switch_wal() TO {}",
-        ):
-            connection.execute(sql.SQL(right).format(sql.Identifier(USER)))
+        connection.execute(sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(USER)))
         connection.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1GB'")
         connection.execute("SELECT pg_reload_conf()")
         marker = connection.execute(
