@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import backups, footprint, proofs
+from benchmarks import backups, footprint, proofs, wal
 from benchmarks.stage import Plan, Stage, prepared
 from benchmarks.table import Table, render
 
@@ -29,6 +29,8 @@ CASES: Mapping[str, Callable[[Plan], Table]] = {
     "memory": footprint.memory,
     "startup": footprint.startup,
     "levels": backups.levels,
+    "base": wal.base,
+    "archiver": wal.archiver,
 }
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -34,6 +34,7 @@ _SERVER_SETTINGS = {
     "allow_in_place_tablespaces": "on",
     "fsync": "off",
     "max_prepared_transactions": "4",
+    "max_slot_wal_keep_size": "1GB",
 }
 _numbers = itertools.count()
 

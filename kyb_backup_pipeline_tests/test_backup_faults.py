@@ -124,14 +124,14 @@ def test_kill_9_of_a_restore_test_leaves_no_server_and_the_next_one_sweeps_its_f
     cli = Cli(settings_file(settings, tmp_path / "kyb.toml"))
     assert cli.run("backup", "full", "--id", "one").returncode == 0
     chance = random.Random(f"drill {form}")
-    for _ in range(5):
+    killed = 0
+    while killed < 5:
         run = cli.start("drill", "one")
         wait_until(lambda: any(drills.glob("*/data/postmaster.pid")), "its server runs")
-        time.sleep(chance.uniform(0, 1))
+        time.sleep(chance.uniform(0, 0.7))
         children = children_of(run.pid)
-        assert children
         run.kill()
-        run.wait()
+        killed += run.wait() == -signal.SIGKILL  # it may have come to its end before
         wait_until(partial(none_alive, children), "its server is gone")
     assert list(drills.iterdir()), "a kill leaves a folder; without one this test proves nothing"
     assert cli.run("drill", "one").returncode == 0

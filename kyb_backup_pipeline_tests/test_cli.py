@@ -294,7 +294,7 @@ def test_every_command_has_help_with_examples() -> None:
 
 def test_every_command_stands_in_the_runbook_and_none_else() -> None:
     text = (_DOCS / "runbook.md").read_text()
-    mentioned = set(re.findall(r"kyb-backup ((?:backup )?[a-z]+)", text))
+    mentioned = set(re.findall(r"kyb-backup ((?:backup |restore )?[a-z-]+)", text))
     assert mentioned == set(commands())
 
 

@@ -6,7 +6,7 @@ the next from being made. Nothing is changed, and nothing is written.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -68,7 +68,10 @@ def examine(settings: Settings) -> Iterator[Line]:
         )
     if database is not None:
         yield from _programs(settings, database)
-        yield from _wal(settings, database)
+        based = bool(Repository(settings.repository).backups(("base",)))
+        for line in _wal(settings, database):
+            # without a base backup it may be that nobody wants any
+            yield replace(line, level="warning") if line.level == "error" and not based else line
 
 
 def _wal(settings: Settings, database: Database) -> Iterator[Line]:
