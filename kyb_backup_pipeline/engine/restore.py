@@ -188,6 +188,10 @@ def load_dump(
     options = dict(target.options)
     if requirements is not None:
         options["lc_monetary"] = requirements.lc_monetary  # money is dumped as the source prints it
+    if source.manifest.dump_format == "directory" and jobs > 1:
+        # the jobs are the parallel work: index builds that each bring workers of their own take a
+        # seventh longer on as many cores as jobs
+        options["max_parallel_maintenance_workers"] = "0"
     session = replace(target, options=options)
     try:
         if source.manifest.dump_format == "directory":

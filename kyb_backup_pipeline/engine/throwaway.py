@@ -53,7 +53,6 @@ _SERVER_SETTINGS = {
     "autovacuum": "off",
     "checkpoint_timeout": "1h",
     "max_wal_size": "4GB",
-    "shared_buffers": "256MB",
     "maintenance_work_mem": "256MB",
     "max_connections": "100",
     "max_locks_per_transaction": "1024",
@@ -250,9 +249,16 @@ def _initialise(
         account=account,
         cwd=folder,
     )
-    lines = [f"{name} = '{value}'\n" for name, value in _SERVER_SETTINGS.items()]
+    wanted = {**_SERVER_SETTINGS, "shared_buffers": f"{_shared_buffers() >> 20}MB"}
+    lines = [f"{name} = '{value}'\n" for name, value in wanted.items()]
     with open(folder / "data" / "postgresql.auto.conf", "a") as configuration:
         configuration.writelines(lines)
+
+
+def _shared_buffers() -> int:
+    """An eighth of the memory, from 128 MB to 1 GB: enough to restore out of, and others live here too."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(max(memory // 8, 128 << 20), 1 << 30)
 
 
 def _await_start(cluster: Cluster, server: process.Child, bootstrap: str) -> None:
