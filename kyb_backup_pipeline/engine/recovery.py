@@ -24,6 +24,7 @@ from kyb_backup_pipeline.engine.errors import (
     CouldNotVerify,
     DatabaseUnreachable,
     KybError,
+    ProofFailed,
     RestoreFailed,
 )
 from kyb_backup_pipeline.engine.manifest import Finding
@@ -67,28 +68,54 @@ class Recovered:
 
 
 def unpack_base(plan: RecoveryPlan, site: Site, report: Reporter) -> list[Finding]:
-    """Unpack the base, comparing every file with its manifests; what is wrong is returned.
-
-    Nothing of the source's own ways out is left in it.
-    """
+    """Unpack the base, comparing every file with its manifests; what is wrong is returned."""
     findings: list[Finding] = []
 
     def found(what: str, message: str) -> None:
         findings.append(Finding(object=what, message=message))
 
-    unpacking = Unpacking(site.data, site.tablespaces, site.account)
+    unpacking = Unpacking(site.data, site.tablespaces, site.account, keep_manifest=True)
     read_archives(plan.coverage.base.folder, plan.base, found, unpack=unpacking, report=report)
-    if findings:
-        return findings
-    for name in ("postgresql.auto.conf", "standby.signal", "recovery.signal", "postmaster.pid"):
-        path = site.data / name
-        if path.exists():
-            os.rename(path, site.data / f"{name}.of_source")
-    external = [
+    return findings
+
+
+def second_opinion(plan: RecoveryPlan, site: Site) -> str | None:
+    """Let PostgreSQL's own pg_verifybackup look at what was unpacked; None, or why it could not.
+
+    Raises ProofFailed with what it says.
+    """
+    if _external(plan):
+        return "pg_verifybackup was not asked: the base has tablespaces of its own"
+    program = site.programs.path("pg_verifybackup")
+    try:
+        process.run([program, "--version"], deadline=10)
+    except process.ProcessFailed as error:
+        return f"pg_verifybackup was not asked: {error.message}"
+    try:
+        process.run([program, "--no-parse-wal", "--quiet", site.data], deadline=None)
+    except process.ProcessFailed as error:
+        raise ProofFailed(
+            f"{plan.base.backup_id}: pg_verifybackup: {error.stderr or error.message}"
+        ) from error
+    return None
+
+
+def _external(plan: RecoveryPlan) -> list[str]:
+    """The object ids of the tablespaces that have archives of their own."""
+    return [
         file.path.removesuffix(".tar.zst")
         for file in plan.base.files
         if file.path.endswith(".tar.zst") and file.path != BASE_FILE
     ]
+
+
+def _prepare(plan: RecoveryPlan, site: Site) -> None:
+    """Leave nothing of the source's own ways out in an unpacked base, and let it recover."""
+    for name in ("postgresql.auto.conf", "standby.signal", "recovery.signal", "postmaster.pid"):
+        path = site.data / name
+        if path.exists():
+            os.rename(path, site.data / f"{name}.of_source")
+    external = _external(plan)
     (site.data / "tablespace_map").unlink(missing_ok=True)  # it leads to the source's own folders
     if external:
         lines = [f"{oid} {site.tablespaces / oid}\n" for oid in external]
@@ -96,7 +123,6 @@ def unpack_base(plan: RecoveryPlan, site: Site, report: Reporter) -> list[Findin
         hand_over(site.data / "tablespace_map", site.account)
     (site.data / "recovery.signal").touch(mode=0o600)
     hand_over(site.data / "recovery.signal", site.account)
-    return findings
 
 
 @contextlib.contextmanager
@@ -114,6 +140,7 @@ def recovering(
     With ``pause`` it stays in recovery, read-only, and nothing of it is durable; else it is promoted.
     Raises RestoreFailed if the log does not lead there, CouldNotVerify for what is missing here.
     """
+    _prepare(plan, site)
     feeder = Feeder(store, plan, site.programs, site.private, site.data, site.account)
     arguments = _configure(plan, site, feeder, pause=pause)
     with (

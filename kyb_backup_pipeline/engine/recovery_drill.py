@@ -3,7 +3,8 @@
 Proved is what recovery is for: every marker transaction before the target is committed, none of those
 behind it is; every table of every database can be read to its last row; indexes are sound where the
 source has the extension amcheck. The server stays paused at its target and read-only. The base is
-compared with its manifests, byte by byte, as it is unpacked; each segment as it is replayed.
+compared with its manifests, byte by byte, as it is unpacked, and once more by PostgreSQL's own
+pg_verifybackup; each segment as it is replayed.
 """
 
 from contextlib import ExitStack
@@ -20,7 +21,13 @@ from kyb_backup_pipeline.engine.manifest import Finding, Proof
 from kyb_backup_pipeline.engine.markers import check_markers
 from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
-from kyb_backup_pipeline.engine.recovery import Recovered, Site, recovering, unpack_base
+from kyb_backup_pipeline.engine.recovery import (
+    Recovered,
+    Site,
+    recovering,
+    second_opinion,
+    unpack_base,
+)
 from kyb_backup_pipeline.engine.recovery_plan import (
     Moment,
     RecoveryPlan,
@@ -89,6 +96,9 @@ def _drill(
             course.findings += unpack_base(plan, site, report)
         if course.findings:
             return
+        with course.step("second_opinion"):
+            if unasked := second_opinion(plan, site):
+                course.notes.append(unasked)
         with ExitStack() as stack:
             with course.step("replay"):
                 patience = settings.restore_test.stall_timeout
