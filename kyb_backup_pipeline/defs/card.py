@@ -23,7 +23,15 @@ _COMPARED = (
     ("smoke_queries", "Smoke queries"),
     ("differences", "Differences"),
 )
-_RECOVERY_STEPS = ("roles", "restore", "settings")
+_PROVED = (
+    ("markers_committed", "Markers before the target, committed"),
+    ("markers_open", "Markers behind it, not committed"),
+    ("databases", "Databases"),
+    ("tables", "Tables read to the last row"),
+    ("rows", "Rows read"),
+    ("segments", "WAL segments replayed"),
+)
+_RECOVERY_STEPS = ("roles", "restore", "settings", "unpack", "replay")
 _MOST = 20
 
 
@@ -32,18 +40,27 @@ def restore_test_card(proof: Proof) -> str:
     parts = [f"## {_VERDICTS[proof.verdict]}: {_text(proof.summary)}"]
     if proof.hint:
         parts.append(f"**What to do:** {_text(proof.hint)}")
-    compared = [
-        (title, f"{proof.figures[key]:,.0f}") for key, title in _COMPARED if key in proof.figures
-    ]
-    if "rows" not in proof.figures:
-        compared.append(("Rows and objects", "**not compared**"))
-    parts.append(_table(("Compared with the source", ""), compared))
+    parts.append(_what_was_proved(proof))
     if proof.findings:
         parts += ["### What differs", findings_table(proof.findings)]
     if proof.notes:
         parts += ["### Notes", bullets(proof.notes)]
     parts.append(_time_taken(proof))
     return "\n\n".join(parts)
+
+
+def _what_was_proved(proof: Proof) -> str:
+    in_time = "markers_committed" in proof.figures or "unpack" in proof.steps
+    lines = [
+        (title, f"{proof.figures[key]:,.0f}")
+        for key, title in (_PROVED if in_time else _COMPARED)
+        if key in proof.figures
+    ]
+    if in_time:
+        return _table(("Proved on the recovered server", ""), lines or [("Nothing", "")])
+    if "rows" not in proof.figures:
+        lines.append(("Rows and objects", "**not compared**"))
+    return _table(("Compared with the source", ""), lines)
 
 
 def findings_table(findings: Sequence[Finding]) -> str:
