@@ -5,6 +5,7 @@ reached another server.
 """
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from psycopg import sql
 
 from kyb_backup_pipeline.engine import evidence, full_backup
 from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.errors import BackupFailed
 from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.postgres import Target, connect
@@ -236,3 +238,28 @@ def test_secrets_among_database_settings_stay_in_their_file(
     manifest = backup.require_manifest().model_dump_json()
     assert "hunter2-secret" not in manifest + proof.model_dump_json()
     assert "hunter2-secret" not in json.dumps((backup.folder / "evidence.json").read_text())
+
+
+def test_names_that_are_no_utf_8_are_told_and_can_be_backed_up_without_evidence(
+    server: Cluster, tmp_path: Path, drills: Path
+) -> None:
+    execute(
+        server.target(),
+        "CREATE DATABASE latin ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0",
+    )
+    target = server.target("latin")
+    try:
+        statement = 'CREATE TABLE "gr\xf6\xdfe" AS SELECT 1 AS n'.encode("latin-1")
+        environment = {**target.environment(), "PGCLIENTENCODING": "SQL_ASCII"}
+        psql: list[str | Path] = [server.programs.path("psql"), "-X", "-v", "ON_ERROR_STOP=1"]
+        subprocess.run(psql, input=statement, env=environment, check=True, capture_output=True)
+        settings = settings_for(target, tmp_path / "backups", drills)
+        with pytest.raises(BackupFailed, match="no UTF-8") as failed:
+            take_full_backup(settings, Request(), now=utc_now())
+        assert 'backup.evidence = "none"' in str(failed.value)
+        without = settings_for(target, tmp_path / "b", drills, KYB_BACKUP__EVIDENCE="none")
+        backup = take_full_backup(without, Request(), now=utc_now())
+        proof = drill_full_backup(without, backup, now=utc_now())
+        assert proof.verdict == "passed", proof.summary
+    finally:
+        drop_database(server.target(), "latin")

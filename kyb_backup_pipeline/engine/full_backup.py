@@ -112,7 +112,14 @@ def take_full_backup(
     with repository.writing("full", backup_id, now=now) as staging:
         plan = _preflight(settings, repository)
         _log.info("full backup %s of %s begins", backup_id, plan.target)
-        manifest = _write(settings, plan, request, staging, now, report)
+        try:
+            manifest = _write(settings, plan, request, staging, now, report)
+        except psycopg.errors.CharacterNotInRepertoire as error:
+            raise BackupFailed(
+                f"a name in this database ({plan.database.requirements.encoding}) is no UTF-8: "
+                f"{str(error).splitlines()[0]}",
+                hint='backup.evidence = "none" takes the backup without evidence',
+            ) from error
         staging.publish(manifest)
     _log.info("full backup %s is complete: %d bytes", backup_id, manifest.total_size)
     return repository.find(backup_id)
