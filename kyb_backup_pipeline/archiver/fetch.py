@@ -51,6 +51,9 @@ def fetch(store: str, name: str, destination: str) -> int:
     except FileNotFoundError:
         return NOT_THERE
     if not names:
+        later = [entry for entry in os.listdir(folder) if _is_later(entry, name)]
+        if later:
+            raise ValueError(f"it is missing, but {min(later)[:24]} behind it is there")
         return NOT_THERE
     if len(names) > 1:
         raise ValueError(f"{folder} has it more than once: {', '.join(sorted(names))}")
@@ -63,6 +66,11 @@ def fetch(store: str, name: str, destination: str) -> int:
             os.unlink(temporary)
         raise
     return 0
+
+
+def _is_later(entry: str, name: str) -> bool:
+    """Whether a stored file is a segment behind ``name`` on its timeline."""
+    return len(name) == 24 and entry[24:25] == "-" and entry[:8] == name[:8] and entry[:24] > name
 
 
 def _decompress(source: str, destination: str, sha256: str) -> None:

@@ -28,9 +28,12 @@ Examples:
 )
 @click.argument("backup_id", metavar="[ID]", required=False)
 @click.option("--at", metavar="TIME|LSN|latest", help="Test a point-in-time recovery instead.")
+@click.option("--timeline", type=int, help="With --at: which one, where a promotion left two.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 @with_session
-def command(session: Session, backup_id: str | None, at: str | None, as_json: bool) -> None:
+def command(
+    session: Session, backup_id: str | None, at: str | None, timeline: int | None, as_json: bool
+) -> None:
     """Restore a backup on a throwaway server and compare it with what its source held.
 
     The source server is not touched. Every table's rows and content, every object, sequences, roles
@@ -45,7 +48,9 @@ def command(session: Session, backup_id: str | None, at: str | None, as_json: bo
     repository = Repository(settings.repository)
     with session.reporting() as report:
         if at:
-            proof = drill_point_in_time(settings, parse_moment(at), now=utc_now(), report=report)
+            proof = drill_point_in_time(
+                settings, parse_moment(at, timeline), now=utc_now(), report=report
+            )
         else:
             backup = repository.find(backup_id) if backup_id else repository.newest("full")
             if backup.kind in ("base", "incremental"):

@@ -34,12 +34,19 @@ Examples:
     type=click.Path(path_type=Path),
     help="The data folder to make; it must not exist.",
 )
+@click.option("--timeline", type=int, help="Which one, where a promotion left two.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan and outcome as JSON.")
 @with_session
 def point_in_time(
-    session: Session, at: str, into: Path, dry_run: bool, yes: bool, as_json: bool
+    session: Session,
+    at: str,
+    into: Path,
+    timeline: int | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Recover the whole cluster, as it was at a moment, into a new data folder.
 
@@ -49,7 +56,7 @@ def point_in_time(
     covers is refused (exit 12).
     """
     settings = session.settings()
-    plan = plan_recovery(Repository(settings.repository), parse_moment(at))
+    plan = plan_recovery(Repository(settings.repository), parse_moment(at, timeline))
     if dry_run or not as_json:
         _show(plan, into, as_json)
     if dry_run:

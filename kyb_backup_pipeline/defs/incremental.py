@@ -202,10 +202,10 @@ def point_in_time_restore_test(
     with engine_errors():
         settings = engine.settings()
         increment = Repository(settings.repository).find(context.partition_key)
-        marker = increment.require_manifest().require_wal().markers[-1]
+        wal = increment.require_manifest().require_wal()
         proof = drill_point_in_time(
             settings,
-            Moment(position=parse_lsn(marker.lsn)),
+            Moment(position=parse_lsn(wal.markers[-1].lsn), timeline=wal.timeline),
             now=utc_now(),
             report=engine.reporter(),
             run_id=context.run.run_id,

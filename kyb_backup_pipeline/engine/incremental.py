@@ -33,6 +33,7 @@ from kyb_backup_pipeline.engine.files import NO_SPACE, free_bytes, no_space
 from kyb_backup_pipeline.engine.full_backup import Request, already_complete
 from kyb_backup_pipeline.engine.manifest import (
     FORMAT_VERSION,
+    Kind,
     Manifest,
     Marker,
     SourceDatabase,
@@ -63,12 +64,14 @@ from kyb_backup_pipeline.engine.wal import (
     parse_segment,
     ranges,
 )
-from kyb_backup_pipeline.engine.wal_store import Stored, WalStore
+from kyb_backup_pipeline.engine.wal_store import Stored, WalConflict, WalStore
 
 _log = logging.getLogger(__name__)
 
 NEW_BASE = "take a new base backup: kyb-backup backup base"
 _POLL = 0.1
+_PAGE_HEADER = 40
+"""Bytes at the beginning of a segment that are no record yet."""
 _ABANDONED = 3600.0
 
 
@@ -119,6 +122,7 @@ def take_incremental_backup(
         _check_room(settings, repository, server, chain)
         store = repository.wal
         store.create()
+        store.sweep()
         slot = ensure_slot(target, settings.wal) if settings.wal.source == "slot" else None
         closed = _close_segment(target, server, chain)
         chain = _bring_in(settings, target, server, store, chain, closed.end, report)
@@ -134,7 +138,7 @@ def take_incremental_backup(
 
 def _chain(repository: Repository, target: Target, server: Server) -> _Chain:
     """The newest base of this cluster and the newest increment on it. Raises BackupFailed."""
-    bases = [b.manifest for b in repository.backups(("base",)) if b.manifest and b.manifest.wal]
+    bases = _in_log_order(repository, "base")
     own = [b for b in bases if b.require_wal().system_identifier == server.system_identifier]
     if not own:
         others = f" (there are {len(bases)} of other clusters)" if bases else ""
@@ -142,29 +146,46 @@ def _chain(repository: Repository, target: Target, server: Server) -> _Chain:
             f"there is no base backup of this cluster that WAL could be replayed on{others}",
             hint="kyb-backup backup base",
         )
-    base = own[0]
     text = history_text(target, server.timeline)
     if text:
         _keep_history(repository.wal, server.timeline, text)
     history = parse_history(server.timeline, text)
-    wal = base.require_wal()
-    if not history.contains(wal.timeline, parse_lsn(wal.end_lsn)):
+    fitting = [b for b in own if _contains(history, b.require_wal())]
+    if not fitting:
+        newest = own[0].require_wal()
         raise BackupFailed(
             f"the server is on timeline {server.timeline}, which does not come from where "
-            f"{base.backup_id} was taken (timeline {wal.timeline}, {wal.end_lsn})",
+            f"{own[0].backup_id} was taken (timeline {newest.timeline}, {newest.end_lsn})",
             hint=NEW_BASE,
         )
-    previous = None
-    for backup in repository.backups(("incremental",)):
-        found = backup.manifest
-        if found is not None and found.wal is not None and found.wal.base == base.backup_id:
-            previous = found
-            break
+    base = fitting[0]
+    wal = base.require_wal()
+    earlier = (
+        m for m in _in_log_order(repository, "incremental")
+        if m.require_wal().base == base.backup_id and _contains(history, m.require_wal())
+    )  # fmt: skip
+    previous = next(earlier, None)
     start = _floor(wal, wal.start_lsn)
     reached = _reached(repository, wal, history) if previous is None else start
     return _Chain(
         base=base, previous=previous, history=history, start=start, reached=min(start, reached)
     )
+
+
+def _in_log_order(repository: Repository, kind: Kind) -> list[Manifest]:
+    """The backups of a kind that can be read, the last of the log first; clocks say nothing."""
+    found = [b.manifest for b in repository.backups((kind,)) if b.manifest and b.manifest.wal]
+    return sorted(
+        found,
+        key=lambda m: (m.require_wal().timeline, parse_lsn(m.require_wal().end_lsn)),
+        reverse=True,
+    )
+
+
+def _contains(history: History, wal: Wal) -> bool:
+    """Whether a backup lies on the server's history; an increment may end behind a later switch."""
+    position = wal.markers[-1].lsn if wal.markers else wal.end_lsn
+    return history.contains(wal.timeline, parse_lsn(position))
 
 
 def _floor(wal: Wal, lsn: str) -> int:
@@ -173,14 +194,14 @@ def _floor(wal: Wal, lsn: str) -> int:
 
 def _reached(repository: Repository, new: Wal, history: History) -> int:
     """Where the newest earlier backup of this cluster left the log."""
-    for backup in repository.backups(("base", "incremental")):
-        wal = backup.manifest.wal if backup.manifest else None
-        if wal is None or wal == new or wal.system_identifier != new.system_identifier:
-            continue
-        position = parse_lsn(wal.end_lsn) if wal.base else _floor(wal, wal.start_lsn)
-        if history.contains(wal.timeline, position):
-            return position
-    return _floor(new, new.start_lsn)
+    reached = [
+        parse_lsn(wal.end_lsn) if wal.base else _floor(wal, wal.start_lsn)
+        for kind in ("base", "incremental")
+        for wal in (m.require_wal() for m in _in_log_order(repository, kind))
+        if wal != new and wal.system_identifier == new.system_identifier and _contains(history, wal)
+    ]
+    begin = _floor(new, new.start_lsn)
+    return max((position for position in reached if position <= begin), default=begin)
 
 
 def _keep_history(store: WalStore, timeline: int, text: str) -> None:
@@ -223,7 +244,11 @@ def _close_segment(target: Target, server: Server, chain: _Chain) -> _Closed:
                 f"{target.user}; see docs/roles.md",
             ) from error
     size = server.segment_bytes
+    if lsn % size <= _PAGE_HEADER:  # somebody else closed the segment behind our commit
+        lsn -= lsn % size
     end = max(parse_lsn(switched), lsn)
+    if end % size <= _PAGE_HEADER:
+        end -= end % size
     end = -(-end // size) * size
     marker = Marker(
         xid=int(xid), begun_lsn=format_lsn(begun), lsn=format_lsn(lsn), at=before, done_at=after
@@ -449,7 +474,13 @@ def _import(
                 f"{path} {problem}",
                 hint="what wrote it there? move it away, and let the server archive it again",
             )
-        stored = store.add(path, name)
+        try:
+            stored = store.add(path, name)
+        except WalConflict as error:
+            if SEGMENT_NAME.fullmatch(name) or name.endswith(".history"):
+                raise WalConflict(f"{path}: {error.message}", hint=error.hint) from error
+            _log.warning("%s is left there: %s", path, error.message)  # no recovery needs it
+            continue
         path.unlink()
         count += 1
         report(Progress(step="wal", done=count, unit="segments", detail=stored.name))

@@ -34,9 +34,12 @@ def check_markers(plan: RecoveryPlan, recovered: Recovered) -> Markers:
                 wanted = _before(plan, marker)
                 if wanted is None:
                     continue
+                found = _committed(connection, marker)
+                if found is None:
+                    continue
                 committed += wanted
                 still_open += not wanted
-                if _committed(connection, marker) != wanted:
+                if found != wanted:
                     what = (
                         "is not committed" if wanted else "is committed, but lies behind the target"
                     )
@@ -60,12 +63,15 @@ def _before(plan: RecoveryPlan, marker: Marker) -> bool | None:
     return True
 
 
-def _committed(connection: psycopg.Connection, marker: Marker) -> bool:
-    """An id of the future raises an error, which counts as not committed."""
+def _committed(connection: psycopg.Connection, marker: Marker) -> bool | None:
+    """Whether it is committed; None where it is so old that the server has forgotten it.
+
+    An id of the future raises an error, which counts as not committed.
+    """
     try:
         (status,) = connection.execute(
             "SELECT pg_xact_status(%s::text::xid8)", (str(marker.xid),)
         ).fetchone() or (None,)
     except psycopg.errors.InvalidParameterValue:
         return False
-    return bool(status == "committed")
+    return None if status is None else bool(status == "committed")

@@ -1,12 +1,14 @@
 """Point-in-time recovery into a new data folder: a cluster as it was at a moment, ready to be started.
 
-The folder must not exist; it gets its name only when the recovered server has been promoted, asked for
-its markers, and stopped in good order. A tablespace that lay elsewhere goes to ``<folder>.tablespaces``.
+The folder must not exist; it is made under a name of its own beside it (``.<folder>.….partial``), and gets
+its name only when the recovered server has been promoted, asked for its markers, and stopped in good
+order. A tablespace that lay elsewhere goes to ``<folder>.tablespaces``.
 The source's own ``postgresql.auto.conf`` is set aside, since it may archive or follow somewhere.
 """
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from kyb_backup_pipeline.engine.errors import NotEnoughSpace, Refused, RestoreFa
 from kyb_backup_pipeline.engine.files import NO_SPACE, flush_folder, free_bytes, no_space
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.markers import Markers, check_markers
+from kyb_backup_pipeline.engine.process import Account
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.recovery import Site, recovering, unpack_base
 from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
@@ -49,7 +52,7 @@ def recover_into(
     Raises Refused, NotEnoughSpace, CouldNotVerify without programs of that version, RestoreFailed.
     """
     into = into.absolute()
-    tablespaces, partial = Path(f"{into}.tablespaces"), Path(f"{into}.partial")
+    tablespaces = Path(f"{into}.tablespaces")
     for path in (into, tablespaces):
         if os.path.lexists(path):
             raise Refused(
@@ -66,20 +69,20 @@ def recover_into(
             f"{needed / 2**30:.2f} GiB needed"
         )
     repository = Repository(settings.repository)
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed recovery
     with (
         repository.reading(plan.coverage.base),
         throwaway_folder(settings, major=base.server_major or 0, needed_bytes=0) as (
             private, programs, account,
         ),
     ):  # fmt: skip
+        partial = _folder_beside(into, account)
         site = Site(
-            private=private, data=partial, tablespaces=tablespaces, programs=programs,
-            account=account,
+            private=private, data=partial / "data", tablespaces=partial / "tablespaces",
+            programs=programs, account=account,
         )  # fmt: skip
         try:
-            partial.mkdir(mode=0o700)
-            hand_over(partial, account)
+            site.data.mkdir(mode=0o700)
+            hand_over(site.data, account)
             if findings := unpack_base(plan, site, report):
                 first = findings[0]
                 raise RestoreFailed(
@@ -94,17 +97,16 @@ def recover_into(
             if markers.findings:
                 first = markers.findings[0]
                 raise RestoreFailed(f"{first.object} {first.message}")
-            flush_folder(partial)
-            os.rename(partial, into)
+            _move_tablespaces(site, tablespaces)
+            flush_folder(site.data)
+            os.rename(site.data, into)
             flush_folder(into.parent)
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise no_space(into.parent, error) from error
             raise RestoreFailed(f"{error.filename}: {error.strerror}") from error
         finally:
-            if partial.exists():
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.rmtree(tablespaces, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
     return Outcome(
         folder=into,
         major=programs.major,
@@ -112,3 +114,25 @@ def recover_into(
         markers=markers,
         seconds=(utc_now() - now).total_seconds(),
     )
+
+
+def _folder_beside(into: Path, account: Account | None) -> Path:
+    """A fresh folder on the same file system; what killed recoveries left is not touched."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{into.name}.", suffix=".partial", dir=into.parent))
+    except OSError as error:
+        raise RestoreFailed(f"nothing can be made in {into.parent}: {error.strerror}") from error
+    hand_over(folder, account)
+    return folder
+
+
+def _move_tablespaces(site: Site, destination: Path) -> None:
+    """Give the tablespaces their final place, and let the links of the data folder lead there."""
+    if not site.tablespaces.exists():
+        return
+    for link in (site.data / "pg_tblspc").iterdir():
+        if link.is_symlink():
+            link.unlink()
+            link.symlink_to(destination / link.name)
+    os.rename(site.tablespaces, destination)
+    flush_folder(destination.parent)

@@ -108,6 +108,10 @@ class Child:
             self._popen.wait(seconds)
         return self._popen.returncode is not None
 
+    def ran(self) -> bool:
+        """Whether it has ended by itself: no signal, and not for want of the program or a library."""
+        return self._popen.returncode is not None and 0 <= self._popen.returncode < 126
+
     def stderr_tail(self) -> str:
         """The last lines the program wrote to stderr, secrets masked."""
         size = self._stderr.seek(0, os.SEEK_END)

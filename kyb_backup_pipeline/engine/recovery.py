@@ -7,6 +7,7 @@ Where to look next: ``recovery_plan`` for what leads where, ``recovery_drill`` f
 """
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -142,6 +143,7 @@ def recovering(
     """
     _prepare(plan, site)
     feeder = Feeder(store, plan, site.programs, site.private, site.data, site.account)
+    feeder.look_through_own()
     arguments = _configure(plan, site, feeder, pause=pause)
     with (
         feeder.serving(),
@@ -154,6 +156,10 @@ def recovering(
     ):
         try:
             yield _await_target(server, feeder, plan, site, pause, patience, report)
+        except psycopg.Error as error:
+            raise RestoreFailed(
+                f"the recovered server does not answer: {str(error).strip()}"
+            ) from error
         finally:
             if pause:
                 server.stop(signal.SIGQUIT, deadline=30)
@@ -163,6 +169,7 @@ def recovering(
 
 def _configure(plan: RecoveryPlan, site: Site, feeder: Feeder, *, pause: bool) -> list[str | Path]:
     """Write a configuration of our own; return the arguments that make a server use it, and no other."""
+    segment = plan.base.require_wal().segment_bytes
     wanted = {
         "data_directory": str(site.data),
         "hba_file": str(site.private / "pg_hba.conf"),
@@ -171,7 +178,8 @@ def _configure(plan: RecoveryPlan, site: Site, feeder: Feeder, *, pause: bool) -
         "unix_socket_directories": str(site.sockets),
         "unix_socket_permissions": "0700",
         "port": "5432",
-        "hot_standby": "on",
+        # without a pause nobody asks before the promotion, and settings too small to answer do no harm
+        "hot_standby": "on" if pause else "off",
         "archive_mode": "off",
         "restore_command": feeder.command,
         "recovery_target_timeline": str(plan.timeline),
@@ -184,7 +192,8 @@ def _configure(plan: RecoveryPlan, site: Site, feeder: Feeder, *, pause: bool) -
         "log_checkpoints": "off",
         "shared_buffers": "256MB",
         "checkpoint_timeout": "1h",
-        "max_wal_size": "4GB",
+        "min_wal_size": f"{max(2 * segment, 80 << 20) >> 20}MB",
+        "max_wal_size": f"{max(4 * segment, 4 << 30) >> 20}MB",
         "fsync": "off" if pause else "on",
         "jit": "off",
         "huge_pages": "off",
@@ -193,8 +202,10 @@ def _configure(plan: RecoveryPlan, site: Site, feeder: Feeder, *, pause: bool) -
     if site.programs.major >= 15:
         wanted["allow_in_place_tablespaces"] = "on"
         wanted["recovery_prefetch"] = "off"  # it asks for segments behind the target
-    if plan.immediate:
+    if plan.immediate and plan.coverage.first % segment:
         wanted["recovery_target"] = "immediate"
+    elif plan.immediate:
+        pass  # its log ends where it is consistent, and no record comes that it could stop at
     elif plan.stop is not None:
         # to the byte: all of the log in front of it, nothing behind
         wanted["recovery_target_lsn"] = format_lsn(plan.stop)
@@ -237,8 +248,10 @@ def _await_target(
             before, heard = now, time.monotonic()
             done = max(now[0] - plan.coverage.first, 0)
             report(Progress(step="replay", done=min(done, total), total=total))
-        if state is not None and (state.paused if pause else not state.recovering):
-            _judge_pause(server, feeder, pause)
+        # where hot standby could not begin (a transaction with many subtransactions), it cannot pause
+        # at the target and is promoted there
+        if state is not None and ((pause and state.paused) or not state.recovering):
+            _judge_end(server, feeder, plan, state)
             seconds = time.monotonic() - began
             return Recovered(
                 target=state.target,
@@ -268,16 +281,18 @@ _STATE = """SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery()
 
 def _state(plan: RecoveryPlan, site: Site) -> _State | None:
     """What the server says; None while it does not answer."""
-    for user in dict.fromkeys((*plan.superusers, "postgres")):
+    database = plan.base.database
+    names = ("postgres", "template1", *([database.name] if database else []))
+    for user, name in itertools.product((*plan.superusers, "postgres"), names):
         target = Target(
             host=str(site.sockets),
             port=5432,
-            dbname="template1",
+            dbname=name,
             user=user,
             sslmode="disable",
             options=session_options(site.programs.major),
         )
-        with contextlib.suppress(DatabaseUnreachable, psycopg.OperationalError):
+        try:
             with connect(target) as connection:
                 recovering, lsn = connection.execute(_STATE).fetchone() or (True, None)
                 paused = False
@@ -286,32 +301,41 @@ def _state(plan: RecoveryPlan, site: Site) -> _State | None:
                         "SELECT pg_is_wal_replay_paused()"
                     ).fetchone() or (False,)
                 return _State(target, recovering, paused, parse_lsn(lsn or "0/0"))
+        except DatabaseUnreachable as error:
+            if not _ANOTHER_WAY.search(error.message):
+                return None  # it does not answer anybody yet
+        except psycopg.Error:
+            return None  # it was recovering a moment ago
     return None
 
 
+_ANOTHER_WAY = re.compile("does not exist|not permitted to log in|not currently accepting")
 _STOPPED = re.compile("recovery stopping (before|after)|pausing at the end of recovery")
 _FATAL = re.compile(r"(?:FATAL|PANIC):\s+(.*)")
+_NO_REASON = re.compile("is starting up|not yet accepting|not currently accepting|shutting down")
 _MISSING_HERE = re.compile(
     "not supported by this build|not supported by build|is not supported|could not access file|"
     "could not load library|incompatible with server|not recognized|no such locale"
 )
 
 
-def _judge_pause(server: process.Child, feeder: Feeder, pause: bool) -> None:
-    """A server pauses at its target, and also where a setting is too small to go on."""
+def _judge_end(server: process.Child, feeder: Feeder, plan: RecoveryPlan, state: _State) -> None:
+    """A server also pauses where a setting is too small to go on, and ends where the log does."""
     log = server.stderr_tail()
-    if pause and not _STOPPED.search(log):
-        raise CouldNotVerify(f"the recovering server paused on its way: {log[-500:]}")
     if feeder.problem is not None:
         raise feeder.problem
+    if state.paused and not _STOPPED.search(log):
+        raise CouldNotVerify(f"the recovering server paused on its way: {log[-500:]}")
+    if state.position < plan.coverage.first:
+        raise RestoreFailed(f"recovery ended at {format_lsn(state.position)}, before its target")
 
 
 def _ended(server: process.Child, feeder: Feeder) -> KybError:
     if feeder.problem is not None:
         return feeder.problem
     log = server.stderr_tail()
-    reasons = _FATAL.findall(log)
-    reason = reasons[0] if reasons else log[-500:]
+    reasons = [reason for reason in _FATAL.findall(log) if not _NO_REASON.search(reason)]
+    reason = reasons[-1] if reasons else log[-500:]
     if _MISSING_HERE.search(log):
         return CouldNotVerify(
             f"this machine's PostgreSQL cannot replay it: {reason}",

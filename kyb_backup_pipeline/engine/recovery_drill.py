@@ -8,6 +8,7 @@ pg_verifybackup; each segment as it is replayed.
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
 
 import psycopg
@@ -29,6 +30,7 @@ from kyb_backup_pipeline.engine.recovery import (
     unpack_base,
 )
 from kyb_backup_pipeline.engine.recovery_plan import (
+    BrokenChain,
     Moment,
     RecoveryPlan,
     plan_recovery,
@@ -57,6 +59,9 @@ def drill_point_in_time(
     course = Course()
     try:
         plan = to_last_marker(plan_recovery(repository, moment))
+    except BrokenChain as error:
+        course.findings.append(Finding(object="the chain", message=error.message))
+        return _keep(repository, course.proof(error.backup_id, "restore_test", now, run_id))
     except CouldNotVerify as error:
         newest = repository.newest("base")
         course.could_not_verify(error)
@@ -142,16 +147,24 @@ def _prove(
     )
 
 
-_DATABASES = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1"
+_DATABASES = """SELECT datname, datallowconn AND datconnlimit <> -2 FROM pg_database
+    WHERE datname NOT IN ('template0', 'template1') ORDER BY 1"""
+_LOCK_TIMEOUT = "2s"
+"""A lock that a transaction held at the target is held for ever on a server that is paused there."""
 
 
 def _read_all(target: Target, course: Course, report: Reporter) -> tuple[list[str], int, int]:
     """Read every column of every row of every database; the databases, and how much it was."""
     with connect(target) as connection:
-        databases = [name for (name,) in connection.execute(_DATABASES).fetchall()]
+        found = connection.execute(_DATABASES).fetchall()
+    databases = [name for name, open_ in found if open_]
+    if closed := [name for name, open_ in found if not open_]:
+        course.notes.append(f"not read, since they take no connections: {', '.join(closed)}")
+    locked: list[str] = []
     count = rows = 0
     for database in databases:
-        with connect(target.with_database(database), FIXED_SETTINGS) as connection:
+        session = {**FIXED_SETTINGS, "lock_timeout": _LOCK_TIMEOUT}
+        with connect(target.with_database(database), session) as connection:
             tables = [t for t in list_tables(connection) if not (t.partitioned or t.unlogged)]
             columns = read_columns(connection)
             version = newest_version(connection)
@@ -160,13 +173,17 @@ def _read_all(target: Target, course: Course, report: Reporter) -> tuple[list[st
                 report(Progress(step="tables", done=done, total=len(tables), unit="tables",
                                 detail=name))  # fmt: skip
                 try:
-                    found = digest_table(connection, table, columns.get(table.oid, ()), version)
+                    content = digest_table(connection, table, columns.get(table.oid, ()), version)
+                except psycopg.errors.LockNotAvailable:
+                    locked.append(name)
                 except psycopg.Error as error:
                     message = f"cannot be read: {str(error).splitlines()[0]}"
                     course.findings.append(Finding(object=f"table {name}", message=message))
                 else:
-                    rows += found.rows
+                    rows += content.rows
             count += len(tables)
+    if locked:
+        course.notes.append(f"not read, since locked at the target: {', '.join(locked[:5])}")
     return databases, count, rows
 
 
@@ -182,10 +199,15 @@ def _check_indexes(target: Target, databases: list[str], site: Site, course: Cou
         with connect(way) as connection:
             if connection.execute(_AMCHECK).fetchone() is None:
                 continue
+        patient = replace(way, options={**way.options, "lock_timeout": _LOCK_TIMEOUT})
         try:
-            process.run([program, "--no-password", database], env=way.environment(), deadline=None)
+            process.run([program, "--no-password", database], env=patient.environment(),
+                        deadline=None)  # fmt: skip
             checked += 1
         except process.ProcessFailed as error:
+            if "lock timeout" in error.stderr:
+                course.notes.append(f"pg_amcheck: {database} has tables locked at the target")
+                continue
             course.findings.append(
                 Finding(object=f"database {database}", message=f"pg_amcheck: {error.message}")
             )

@@ -2,27 +2,54 @@
 
 What a repository covers follows from what is in it: from where a base backup is consistent to the last
 marker that an unbroken chain of segments leads to, along the history of timelines. A target outside
-is refused, with what is covered.
+is refused, with what is covered. What comes before what is read from the log (timeline and position),
+never from clocks, which may have been wrong.
+
+Where a promoted server and the old primary both wrote on, each timeline has a coverage of its own. A
+moment that two of them cover with different states is refused until a timeline is named. "Latest" means
+all that was ever brought in: where a part of it cannot be reached any more, that is an error which names
+it, never a smaller "latest".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from kyb_backup_pipeline.engine.base_archive import own_segments
-from kyb_backup_pipeline.engine.errors import CouldNotVerify, InvalidRequest, NotFound, Refused
-from kyb_backup_pipeline.engine.manifest import Manifest
+from kyb_backup_pipeline.engine.errors import (
+    CouldNotVerify,
+    InvalidRequest,
+    NotFound,
+    ProofFailed,
+    Refused,
+)
+from kyb_backup_pipeline.engine.manifest import Kind, Manifest
 from kyb_backup_pipeline.engine.store import Backup, Repository
-from kyb_backup_pipeline.engine.wal import History, format_lsn, parse_history, parse_lsn, ranges
+from kyb_backup_pipeline.engine.wal import (
+    History,
+    format_lsn,
+    history_name,
+    parse_history,
+    parse_lsn,
+    ranges,
+)
 from kyb_backup_pipeline.engine.wal_store import WalStore
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What to recover to: everything, the state at a position, or the state at a time."""
+    """What to recover to: everything, the state at a position, or the state at a time.
+
+    ``timeline`` chooses where a promotion left two; None for the latest, where they do not differ.
+    """
 
     position: int | None = None
     time: datetime | None = None
+    timeline: int | None = None
+
+    @property
+    def latest(self) -> bool:
+        return self.position is None and self.time is None
 
     def __str__(self) -> str:
         if self.position is not None:
@@ -30,16 +57,28 @@ class Moment:
         return self.time.isoformat(sep=" ") if self.time is not None else "latest"
 
 
-def parse_moment(text: str) -> Moment:
+class BrokenChain(Refused):
+    """A part of what was brought in cannot be reached; ``backup_id`` is the increment that shows it."""
+
+    def __init__(self, message: str, backup_id: str) -> None:
+        super().__init__(
+            message,
+            hint="kyb-backup verify --all names what is damaged; recover to a moment before it with "
+            "--at TIME, and take a new base backup",
+        )
+        self.backup_id = backup_id
+
+
+def parse_moment(text: str, timeline: int | None = None) -> Moment:
     """``latest``, a position such as ``0/3000028``, or a time. Raises InvalidRequest.
 
     A time without a zone is UTC.
     """
     if text == "latest":
-        return Moment()
+        return Moment(timeline=timeline)
     if "/" in text:
         try:
-            return Moment(position=parse_lsn(text))
+            return Moment(position=parse_lsn(text), timeline=timeline)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
     try:
@@ -49,12 +88,16 @@ def parse_moment(text: str) -> Moment:
             f"{text!r} is no moment to recover to",
             hint='latest, a position such as 0/3000028, or a time such as "2026-01-31 02:00:00+00:00"',
         ) from None
-    return Moment(time=time_ if time_.tzinfo else time_.replace(tzinfo=UTC))
+    aware = time_ if time_.tzinfo else time_.replace(tzinfo=UTC)
+    return Moment(time=aware, timeline=timeline)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """What one base backup and the log behind it lead to. ``missing`` names what cuts it short."""
+    """What one base backup and the log behind it lead to, on one timeline and those it comes from.
+
+    ``missing`` names what cuts it short, ``unreached`` the increments behind that.
+    """
 
     base: Backup
     increments: tuple[Manifest, ...]
@@ -64,6 +107,7 @@ class Coverage:
     since: datetime
     until: datetime
     missing: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
 
     @property
     def manifest(self) -> Manifest:
@@ -77,11 +121,25 @@ class Coverage:
 
     def covers(self, moment: Moment) -> bool:
         """Whether recovery from this base can stop there."""
+        if moment.timeline not in (None, self.history.timeline):
+            holder = self.holder(moment.position, moment.time)
+            if holder is None or holder.require_wal().timeline != moment.timeline:
+                return False  # nor is it on the way to this timeline
         if moment.position is not None:
             return self.first <= moment.position <= self.last_marker
         if moment.time is not None:
             return self.since <= moment.time < self.until
         return True
+
+    def holder(self, position: int | None, time: datetime | None) -> Manifest | None:
+        """The first increment whose marker is not before a position or time; the last one for neither."""
+        for manifest in self.increments:
+            marker = manifest.require_wal().markers[-1]
+            if position is not None and parse_lsn(marker.lsn) >= position:
+                return manifest
+            if time is not None and marker.at > time:
+                return manifest
+        return self.increments[-1] if self.increments else None
 
     def __str__(self) -> str:
         span = f"{self.since:%Y-%m-%d %H:%M:%S} to {self.until:%Y-%m-%d %H:%M:%S} UTC"
@@ -112,89 +170,127 @@ class RecoveryPlan:
     @property
     def increment(self) -> Manifest | None:
         """The increment that holds the target: the first whose marker is not before it."""
-        for manifest in self.coverage.increments:
-            marker = manifest.require_wal().markers[-1]
-            beyond_position = self.stop is not None and parse_lsn(marker.lsn) >= self.stop
-            beyond_time = self.moment.time is not None and marker.at > self.moment.time
-            if beyond_position or beyond_time:
-                return manifest
-        return self.coverage.increments[-1] if self.coverage.increments else None
+        return self.coverage.holder(self.stop, self.moment.time)
 
 
 def to_last_marker(plan: RecoveryPlan) -> RecoveryPlan:
     """The plan for all there is, stopped at the last marker: what a test can hold it to."""
-    if plan.moment != Moment() or plan.immediate:
+    if not plan.moment.latest or plan.immediate:
         return plan
     return replace(plan, stop=plan.coverage.last_marker)
 
 
 def coverages(repository: Repository) -> list[Coverage]:
-    """What the repository covers, by base backup, the newest first."""
+    """What the repository covers: by base backup, the newest first, and of each the latest timeline first."""
     store = repository.wal
     names = {timeline: set(store.names(timeline)) for timeline in store.timelines()}
-    increments = [
-        b.manifest for b in repository.backups(("incremental",)) if b.manifest and b.manifest.wal
-    ]
+    increments = _by_log(repository, "incremental")
     return [
-        _coverage(base, increments, store, names)
-        for base in repository.backups(("base",))
-        if base.manifest is not None and base.manifest.wal is not None
+        coverage
+        for base in reversed(_by_log(repository, "base"))
+        for coverage in _of_base(base, increments, store, names)
     ]
+
+
+def _by_log(repository: Repository, kind: Kind) -> list[Backup]:
+    """The backups of a kind that can be read, in the order of the log; clusters one after the other."""
+    backups = [b for b in repository.backups((kind,)) if b.manifest and b.manifest.wal]
+    clusters = [b.require_manifest().require_wal().system_identifier for b in backups]
+
+    def order(backup: Backup) -> tuple[int, int, int]:
+        wal = backup.require_manifest().require_wal()
+        return -clusters.index(wal.system_identifier), wal.timeline, parse_lsn(wal.end_lsn)
+
+    return sorted(backups, key=order)
+
+
+def _of_base(
+    base: Backup, increments: Sequence[Backup], store: WalStore, names: dict[int, set[str]]
+) -> list[Coverage]:
+    """The coverages of a base, one for each timeline that is no mere beginning of a later one."""
+    wal = base.require_manifest().require_wal()
+    first = parse_lsn(wal.end_lsn)
+    own = [m for m in (b.require_manifest() for b in increments)
+           if m.require_wal().system_identifier == wal.system_identifier]  # fmt: skip
+    found: list[Coverage] = []
+    for timeline in sorted({wal.timeline, *(m.require_wal().timeline for m in own)}, reverse=True):
+        lost: tuple[str, ...] = ()
+        try:
+            history = parse_history(timeline, store.history(timeline))
+        except ProofFailed as error:
+            history, lost = History(timeline), (error.message,)
+        if timeline > 1 and not history.switches and not lost:
+            lost = (history_name(timeline),)
+        if not lost and not history.contains(wal.timeline, first):
+            continue
+        path = [m for m in own if _on(history, m, first)]
+        if any(set(_ids(path)) <= {*_ids(c.increments), *c.unreached} for c in found):
+            continue  # a later timeline leads to all of it
+        found.append(_coverage(base, history, path, lost, names))
+    return found or [_coverage(base, History(wal.timeline), [], (), names)]
+
+
+def _ids(manifests: Iterable[Manifest]) -> list[str]:
+    return [manifest.backup_id for manifest in manifests]
+
+
+def _on(history: History, manifest: Manifest, first: int) -> bool:
+    """Whether an increment lies on a history, behind where its base is consistent."""
+    wal = manifest.require_wal()
+    position = parse_lsn(wal.markers[-1].lsn)
+    return position > first and history.contains(wal.timeline, position)
 
 
 def _coverage(
-    base: Backup, increments: Sequence[Manifest], store: WalStore, names: dict[int, set[str]]
+    base: Backup,
+    history: History,
+    path: Sequence[Manifest],
+    lost: tuple[str, ...],
+    names: dict[int, set[str]],
 ) -> Coverage:
+    """How far the increments on a path can be reached: up to the last one without a hole before it."""
     manifest = base.require_manifest()
     wal = manifest.require_wal()
     first, own = parse_lsn(wal.end_lsn), {segment.name for segment in own_segments(manifest)}
-    candidates = [
-        m
-        for m in increments
-        if m.require_wal().system_identifier == wal.system_identifier
-        and m.completed_at > manifest.completed_at
-    ]
-    missing: tuple[str, ...] = ()
-    for newest in candidates:  # the newest first: without a hole it leads to all before it
-        end = parse_lsn(newest.require_wal().end_lsn)
-        timeline = newest.require_wal().timeline
-        history = parse_history(timeline, store.history(timeline))
-        if not history.contains(wal.timeline, first) or end <= first:
-            continue
+    reached = list(path)
+    missing = lost
+    while reached:
+        end = parse_lsn(reached[-1].require_wal().end_lsn)
         wanted = history.segments(parse_lsn(wal.start_lsn), end, wal.segment_bytes)
         holes = tuple(
             s.name for s in wanted if s.name not in own and s.name not in names.get(s.timeline, ())
         )
-        if timeline > 1 and not history.switches:
-            holes = (f"{timeline:08X}.history", *holes)
-        if holes:
-            missing = missing or holes
-            continue
-        on_the_way = tuple(
-            m for m in reversed(candidates)
-            if first < parse_lsn(m.require_wal().markers[-1].lsn) <= end
-            and history.contains(m.require_wal().timeline, parse_lsn(m.require_wal().markers[-1].lsn))
-        )  # fmt: skip
-        return Coverage(
-            base=base, increments=on_the_way, history=history, first=first, last=end,
-            since=wal.end_at, until=newest.require_wal().markers[-1].at, missing=missing,
-        )  # fmt: skip
-    history = parse_history(wal.timeline, store.history(wal.timeline))
+        if not holes and not lost:
+            break
+        missing = missing or holes
+        reached.pop()
+    last = reached[-1].require_wal() if reached else None
     return Coverage(
-        base=base, increments=(), history=history, first=first, last=first,
-        since=wal.end_at, until=wal.end_at, missing=missing,
-    )  # fmt: skip
+        base=base,
+        increments=tuple(reached),
+        history=history,
+        first=first,
+        last=parse_lsn(last.end_lsn) if last else first,
+        since=wal.end_at,
+        until=last.markers[-1].at if last else wal.end_at,
+        missing=missing,
+        unreached=tuple(_ids(path[len(reached) :])),
+    )
 
 
 def plan_recovery(repository: Repository, moment: Moment) -> RecoveryPlan:
-    """The newest base that leads to ``moment``. Raises NotFound without any, Refused outside."""
+    """The newest base that leads to ``moment``.
+
+    Raises NotFound without any, Refused outside of what is covered and where two timelines differ,
+    BrokenChain where "latest" is not all that was brought in.
+    """
     found = coverages(repository)
     if not found:
         raise NotFound(
             f"there is no base backup in {repository.root}", hint="kyb-backup backup base"
         )
-    chosen = next((coverage for coverage in found if coverage.covers(moment)), None)
-    if chosen is None:
+    covering = [coverage for coverage in found if coverage.covers(moment)]
+    if not covering:
         spans = "; ".join(f"{c.base.backup_id}: {c}" for c in found)
         gaps = [name for coverage in found for name in coverage.missing]
         lost = f"; missing: {ranges(sorted(set(gaps)))}" if gaps else ""
@@ -202,7 +298,40 @@ def plan_recovery(repository: Repository, moment: Moment) -> RecoveryPlan:
             f"{moment} is outside of what the repository covers",
             hint=f"it covers {spans}{lost}",
         )
+    chosen = covering[0]
+    if moment.latest:
+        _check_latest(repository, chosen)
+    _check_unambiguous(moment, [c for c in covering if c.base == chosen.base])
     return _planned(repository, chosen, moment)
+
+
+def _check_latest(repository: Repository, coverage: Coverage) -> None:
+    if coverage.missing:
+        increment = (*coverage.unreached, coverage.base.backup_id)[-2 if coverage.unreached else -1]
+        raise BrokenChain(
+            f"the log behind {coverage.base.backup_id} is broken: {ranges(coverage.missing)} missing "
+            f"or damaged; it leads to {format_lsn(coverage.last_marker)} only",
+            increment,
+        )
+    for backup in repository.backups(("incremental",)):
+        if backup.manifest is None:
+            raise BrokenChain(
+                f"{backup.backup_id} cannot be read: {backup.problem}", backup.backup_id
+            )
+
+
+def _check_unambiguous(moment: Moment, covering: Sequence[Coverage]) -> None:
+    """Two timelines may both lead there; they agree where the same increment holds the moment."""
+    holders = {
+        manifest.backup_id if manifest is not None else ""
+        for manifest in (c.holder(moment.position, moment.time) for c in covering)
+    }
+    if not moment.latest and len(holders) > 1:
+        timelines = " and ".join(str(c.history.timeline) for c in covering)
+        raise Refused(
+            f"timelines {timelines} both have a state at {moment}, and they differ",
+            hint="say which with --timeline",
+        )
 
 
 def _planned(repository: Repository, coverage: Coverage, moment: Moment) -> RecoveryPlan:
@@ -236,9 +365,9 @@ def _planned(repository: Repository, coverage: Coverage, moment: Moment) -> Reco
         coverage=coverage,
         moment=moment,
         stop=moment.position if coverage.increments else None,
-        immediate=not coverage.increments,
+        immediate=not coverage.increments or moment.position == coverage.first,
         segments=segments,
         timeline=coverage.history.timeline,
         settings=settings,
-        superusers=wals[-1].superusers or wal.superusers,
+        superusers=tuple(dict.fromkeys((*wals[-1].superusers, *wal.superusers))),
     )

@@ -123,7 +123,10 @@ def _ask(target: Target, command: str) -> list[tuple[str, ...]]:
             message = result.error_message.decode(errors="replace").strip()
             raise BackupFailed(f"the server refused {command}: {message}")
         return [
-            tuple((result.get_value(row, n) or b"").decode() for n in range(result.nfields))
+            tuple(
+                (result.get_value(row, n) or b"").decode(errors="replace")
+                for n in range(result.nfields)
+            )
             for row in range(result.ntuples)
         ]
 

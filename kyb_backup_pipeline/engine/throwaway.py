@@ -71,6 +71,7 @@ _SESSION_OPTIONS = {
     "role": "none",
     "idle_session_timeout": "0",
     "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",

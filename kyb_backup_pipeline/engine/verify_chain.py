@@ -87,7 +87,13 @@ def _examine_way(repository: Repository, wal: Wal, seen: Examination) -> None:
         seen.found(f"base backup {wal.base}", "cannot be read: this increment needs it")
         return
     store = repository.wal
-    history = parse_history(wal.timeline, store.history(wal.timeline))
+    try:
+        history = parse_history(wal.timeline, store.history(wal.timeline))
+    except WalDamaged as error:
+        seen.found(
+            f"{wal.timeline:08X}.history", error.message.partition(".history")[2].lstrip(": ")
+        )
+        return
     if wal.timeline > 1 and not history.switches:
         seen.found(f"{wal.timeline:08X}.history", f"is missing in {store.root}")
         return

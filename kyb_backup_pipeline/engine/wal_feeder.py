@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.base_archive import own_segments
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, KybError, RestoreFailed
 from kyb_backup_pipeline.engine.postgres import Programs
 from kyb_backup_pipeline.engine.process import Account
@@ -60,7 +61,7 @@ class Feeder:
         for pipe in (self._ask, self._answer):
             os.mkfifo(pipe, 0o600)
             hand_over(pipe, self._account)
-        self._scan.mkdir(mode=0o700)
+        self._scan.mkdir(mode=0o700, exist_ok=True)
         # opened for both, so that neither side ever sees an end or waits for the other to open
         asked = os.open(self._ask, os.O_RDWR)
         answered = os.open(self._answer, os.O_RDWR)
@@ -82,8 +83,8 @@ class Feeder:
                     status = self._fetch(name, place)
                 except KybError as error:
                     self.problem, status = self.problem or error, 200
-                except OSError as error:
-                    self.problem = self.problem or RestoreFailed(f"{name}: {error.strerror}")
+                except Exception as error:  # noqa: BLE001 the server waits for an answer
+                    self.problem = self.problem or RestoreFailed(f"{name}: {error}")
                     status = 200
                 os.write(answered, f"{status}\n".encode())
 
@@ -108,6 +109,18 @@ class Feeder:
         hand_over(destination, self._account)
         return 0
 
+    def look_through_own(self) -> None:
+        """The same for the segments that the base itself carries, which nobody asks us for."""
+        self._scan.mkdir(mode=0o700, exist_ok=True)
+        for segment in own_segments(self._plan.base):
+            self._look_through(segment.name, self._data / "pg_wal" / segment.name)
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._last is not None:
+            (self._scan / self._last.name).unlink(missing_ok=True)
+        self._last = None
+
     def _look_through(self, name: str, path: Path) -> None:
         """Refuse a segment whose replay would make a tablespace outside.
 
@@ -130,12 +143,13 @@ class Feeder:
             f"--end={format_lsn(segment.end)}",  # without it, it waits five seconds for the next file
             "--rmgr=Tablespace",
         ]
-        # its status says nothing: it ends with an error where the files do
+        # its status says little: it is an error too where the last record is cut off
         with (
             open(os.memfd_create("waldump"), "w+b", buffering=0) as out,
             process.start(argv, stdout=out) as child,
         ):
-            child.ended_within(60)
+            if not child.ended_within(60) or not child.ran():
+                raise CouldNotVerify(f"pg_waldump does not run: {child.stderr_tail()}")
             out.seek(0)
             made = _OUTSIDE.search(out.read().decode(errors="replace"))
         if before is not None:

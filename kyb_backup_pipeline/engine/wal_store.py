@@ -104,7 +104,7 @@ class WalStore:
                 out.write(squeeze.flush())
                 os.fsync(out.fileno())
                 size = out.tell()
-            known = self.find(name)
+            known = self._sound(name)
             if known is not None and known.sha256 != digest.hexdigest():
                 raise WalConflict(
                     f"{name} is in the store with other content (SHA-256 {known.sha256[:12]}…, "
@@ -121,6 +121,17 @@ class WalStore:
             return Stored(name, digest.hexdigest(), path, size)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _sound(self, name: str) -> Stored | None:
+        """The stored file with this name; one that is damaged makes room for a good one."""
+        known = self.find(name)
+        if known is not None:
+            try:
+                self.extract(known, None)
+            except WalDamaged:
+                known.path.unlink()
+                return None
+        return known
 
     def extract(self, stored: Stored, destination: Path | None) -> int:
         """Write the content to ``destination`` (None: nowhere); return its size in bytes.
@@ -154,11 +165,22 @@ class WalStore:
         return size
 
     def history(self, timeline: int) -> str:
-        """The text of a timeline's history file; empty if it is not there."""
+        """The text of a timeline's history file; empty if it is not there. Raises WalDamaged."""
         stored = self.find(f"{timeline:08X}.history")
         if stored is None:
             return ""
-        return b"".join(Decompressor("zstd").feed(stored.path.read_bytes())).decode()
+        try:
+            content = b"".join(Decompressor("zstd").feed(stored.path.read_bytes()))
+        except CorruptStream as error:
+            raise WalDamaged(f"{stored.name}: {error.message}") from error
+        if hashlib.sha256(content).hexdigest() != stored.sha256:
+            raise WalDamaged(f"{stored.name} has another SHA-256 than its name says")
+        return content.decode(errors="replace")
+
+    def sweep(self) -> None:
+        """Remove what killed writers left; for the one who holds the lock of increments."""
+        for path in self.root.glob("*/.*.tmp"):
+            path.unlink(missing_ok=True)
 
     def segments(self) -> dict[str, Stored]:
         """All stored segments by name."""
