@@ -10,6 +10,7 @@ end of the log.
 import contextlib
 import os
 import re
+import shlex
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,8 @@ class Feeder:
     @property
     def command(self) -> str:
         """The ``restore_command``. Status 200 makes recovery stop; 1 means the end of the log."""
-        return f"echo %f %p > {self._ask} && read answer < {self._answer} && exit $answer; exit 200"
+        ask, answer = (shlex.quote(str(p)).replace("%", "%%") for p in (self._ask, self._answer))
+        return f"echo %f %p > {ask} && read answer < {answer} && exit $answer; exit 200"
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
