@@ -66,6 +66,7 @@ def ugly(
             connection.execute(sql.SQL("DROP SUBSCRIPTION {}").format(sql.Identifier(name)))
     execute(cluster.target(), 'DROP DATABASE "Ugly db" WITH (FORCE)')
     execute(cluster.target(), 'DROP TABLESPACE "Fast disk"')
+    disk.rmdir()  # the same worker may make it all once more
 
 
 @contextmanager

@@ -79,15 +79,8 @@ def client_programs(settings: PostgresSettings, server_major: int) -> Programs:
 
     Raises BackupFailed if there are only older ones.
     """
-    found = [programs for programs in find_programs(settings) if programs.has(_CLIENT)]
-    fitting = [programs for programs in found if programs.major >= server_major]
-    if not fitting:
-        have = ", ".join(sorted({programs.version for programs in found})) or "none"
-        raise BackupFailed(
-            f"the server is PostgreSQL {server_major}, but pg_dump is older (found: {have})",
-            hint=f"install postgresql-client-{server_major}, or set postgres.bin_dirs",
-        )
-    return min(fitting, key=lambda programs: programs.major)
+    problem = f"the server is PostgreSQL {server_major}, but pg_dump is older"
+    return _at_least(settings, server_major, _CLIENT, problem, f"postgresql-client-{server_major}")
 
 
 def replication_programs(settings: PostgresSettings, server_major: int) -> Programs:
@@ -95,15 +88,21 @@ def replication_programs(settings: PostgresSettings, server_major: int) -> Progr
 
     Of the same major version where there are such, else the lowest newer. Raises BackupFailed.
     """
-    found = [programs for programs in find_programs(settings) if programs.has(_REPLICATION)]
-    fitting = [programs for programs in found if programs.major >= server_major]
+    problem = f"no pg_basebackup and pg_receivewal for PostgreSQL {server_major}"
+    return _at_least(settings, server_major, _REPLICATION, problem, f"postgresql-{server_major}")
+
+
+def _at_least(
+    settings: PostgresSettings, major: int, programs: Iterable[str], problem: str, package: str
+) -> Programs:
+    found = [each for each in find_programs(settings) if each.has(programs)]
+    fitting = [each for each in found if each.major >= major]
     if not fitting:
-        have = ", ".join(sorted({programs.version for programs in found})) or "none"
+        have = ", ".join(sorted({each.version for each in found})) or "none"
         raise BackupFailed(
-            f"no pg_basebackup and pg_receivewal for PostgreSQL {server_major} (found: {have})",
-            hint=f"install postgresql-{server_major}, or set postgres.bin_dirs",
+            f"{problem} (found: {have})", hint=f"install {package}, or set postgres.bin_dirs"
         )
-    return min(fitting, key=lambda programs: programs.major)
+    return min(fitting, key=lambda each: each.major)
 
 
 def server_programs(settings: PostgresSettings, major: int) -> Programs:
