@@ -11,9 +11,15 @@ up with less than there is.
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 NOT_THERE = 1
 WRONG = 200
 _BLOCK = 1 << 20
+_AHEAD = 4
+"""How many blocks decompression may be ahead of writing."""
 _USAGE = """usage: kyb-wal-fetch --store FOLDER NAME DESTINATION
 
 Fetch one WAL file from the store of a repository (its folder database/incremental/wal). In the
@@ -74,28 +80,53 @@ def _is_later(entry: str, name: str) -> bool:
 
 
 def _decompress(source: str, destination: str, sha256: str) -> None:
+    """Decompression in a thread of its own, hashing and writing beside it: half the time on two cores."""
+    import threading
     from _hashlib import openssl_sha256  # not hashlib: a third of the start-up
+    from _queue import SimpleQueue
 
+    pieces: SimpleQueue[bytes | BaseException] = SimpleQueue()
+    room = threading.Semaphore(_AHEAD)
+
+    def read() -> None:
+        try:
+            for piece in _pieces(source):
+                room.acquire()
+                pieces.put(piece)
+            pieces.put(b"")
+        except BaseException as error:  # noqa: BLE001 it is raised where it is waited for
+            pieces.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    digest = openssl_sha256()
+    with open(destination, "wb", buffering=0) as out:
+        while piece := pieces.get():
+            if isinstance(piece, BaseException):
+                raise piece
+            digest.update(piece)
+            out.write(piece)
+            room.release()
+    if digest.hexdigest() != sha256:
+        raise ValueError("the stored file has another SHA-256 than its name says")
+
+
+def _pieces(source: str) -> "Iterator[bytes]":
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         from backports import zstd
 
-    digest = openssl_sha256()
     stream = zstd.ZstdDecompressor()
-    with open(source, "rb", buffering=0) as file, open(destination, "wb", buffering=0) as out:
+    with open(source, "rb", buffering=0) as file:
         while block := file.read(_BLOCK):
             while True:
-                piece = stream.decompress(block, _BLOCK)
-                digest.update(piece)
-                out.write(piece)
+                if piece := stream.decompress(block, _BLOCK):
+                    yield piece
                 if stream.eof or stream.needs_input:
                     break
                 block = b""
     if not stream.eof:
         raise ValueError("the stored file is cut short")
-    if digest.hexdigest() != sha256:
-        raise ValueError("the stored file has another SHA-256 than its name says")
 
 
 if __name__ == "__main__":
