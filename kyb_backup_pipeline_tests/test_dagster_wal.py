@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from kyb_backup_pipeline.definitions import defs
+from kyb_backup_pipeline.defs.backup_view import chain_check
 from kyb_backup_pipeline.defs.incremental import base_backup_sensor
 from kyb_backup_pipeline.defs.partitions import BASE, FAMILIES, INCREMENTAL
 from kyb_backup_pipeline.defs.resources import EngineResource
@@ -112,6 +113,20 @@ def test_what_the_command_line_did_appears_in_the_family_it_belongs_to(
     assert green(instance, BASE.proofs["verification"], base.backup_id)
     assert green(instance, INCREMENTAL.proofs["restore_test"], increment.backup_id)
     assert tick(instance, engine) is None
+
+
+def test_the_check_of_the_chain_fails_where_nothing_leads_to_an_increment(
+    primary: Primary,
+) -> None:
+    primary.base()
+    increment = primary.increment()
+    assert chain_check(primary.repository, increment).passed
+    stored = primary.repository.wal.find(increment.require_wal().segments[-1].name)
+    assert stored is not None
+    stored.path.unlink()
+    check = chain_check(primary.repository, increment)
+    assert not check.passed
+    assert stored.name in str(check.description)
 
 
 def test_an_old_base_asks_for_a_new_one_once_a_day(

@@ -7,7 +7,9 @@ from typing import Any
 import dagster as dg
 
 from kyb_backup_pipeline.engine.manifest import Manifest, Wal
-from kyb_backup_pipeline.engine.store import Backup
+from kyb_backup_pipeline.engine.recovery_plan import coverages
+from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.wal import ranges
 
 _EARLIER = 7
 _SHRUNK = 0.5
@@ -71,24 +73,27 @@ def _wal_metadata(wal: Wal) -> dict[str, Any]:
 
 
 def backup_checks(manifest: Manifest, backups: Iterable[Backup]) -> list[dg.AssetCheckResult]:
-    """The checks that need no proof.
+    """Is there evidence (of a full backup), and is the size what it usually is? Both only warn.
 
-    Of a full backup: is there evidence, and is the size what it usually is? Both only warn. Of an
-    increment: what its chain is. ``backups`` are those of the repository, the newest first.
+    ``backups`` are those of the repository, the newest first.
     """
-    if manifest.type == "incremental":
-        return [_chain_check(manifest)]
     size = _size_check(manifest, backups)
     return [size] if manifest.type == "base" else [_evidence_check(manifest), size]
 
 
-def _chain_check(manifest: Manifest) -> dg.AssetCheckResult:
-    """An increment is published only if every segment from its base to its end was in the store."""
+def chain_check(repository: Repository, manifest: Manifest) -> dg.AssetCheckResult:
+    """Does the log in the store lead from a base backup to this increment, as it is now?"""
     wal = manifest.require_wal()
+    found = coverages(repository)
+    leads = any(manifest in coverage.increments for coverage in found)
+    missing = sorted({name for c in found if c.base.backup_id == wal.base for name in c.missing})
+    gap = f": {ranges(missing)} missing" if missing else ""
     return dg.AssetCheckResult(
         check_name="chain_unbroken",
-        passed=True,
-        description=f"every segment from {wal.base} to {wal.end_lsn} was in the store",
+        passed=leads,
+        description=f"every segment from {wal.base} to {wal.end_lsn} is in the store"
+        if leads
+        else f"nothing leads from {wal.base} to {wal.end_lsn}{gap}",
         metadata=_wal_metadata(wal),
     )
 

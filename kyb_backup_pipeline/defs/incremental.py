@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
+from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata, chain_check
 from kyb_backup_pipeline.defs.partitions import BASE, INCREMENTAL, Family, partitioned_check
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
@@ -135,9 +135,9 @@ def incremental_backup(
         settings = engine.settings()
         request = _request(context, INCREMENTAL)
         backup = take_incremental_backup(settings, request, now=utc_now(), report=engine.reporter())
-        checks = backup_checks(backup.require_manifest(), ())
+        check = chain_check(Repository(settings.repository), backup.require_manifest())
         context.log_event(dg.AssetObservation(wal_store.key, metadata=_covered(settings)))
-    return dg.MaterializeResult(metadata=backup_metadata(backup), check_results=checks)
+    return dg.MaterializeResult(metadata=backup_metadata(backup), check_results=[check])
 
 
 @dg.asset(

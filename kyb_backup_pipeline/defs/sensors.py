@@ -25,7 +25,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import BaseModel
 
-from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
+from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata, chain_check
 from kyb_backup_pipeline.defs.partitions import FAMILIES, Family
 from kyb_backup_pipeline.defs.proof_view import engine_errors
 from kyb_backup_pipeline.defs.reporting import Reported, report_checks, report_proofs
@@ -81,7 +81,10 @@ def report_what_appeared(
     proofs = [(FAMILIES[repository.find(proof.backup_id).kind], proof) for proof in read]
     for backup in backups:
         if backup.backup_id in due and backup.manifest is not None:
-            checks = backup_checks(backup.manifest, backups)
+            if backup.kind == "incremental":
+                checks = [chain_check(repository, backup.manifest)]
+            else:
+                checks = backup_checks(backup.manifest, backups)
             asset = FAMILIES[backup.kind].backup
             yield from report_checks(context, asset, backup.backup_id, checks)
     yield from report_proofs(context, proofs)
