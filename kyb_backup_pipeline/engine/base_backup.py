@@ -11,8 +11,8 @@ beginning can be missed. Where to look next: ``base_archive`` for the check of w
 
 import hashlib
 import logging
+import os
 import re
-import subprocess
 from datetime import datetime
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from kyb_backup_pipeline.engine.compression import BLOCK, compressor
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.dump import checksum_of_files
 from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace
-from kyb_backup_pipeline.engine.files import NO_SPACE, free_bytes, no_space
+from kyb_backup_pipeline.engine.files import free_bytes, no_space_said
 from kyb_backup_pipeline.engine.full_backup import Request, already_complete
 from kyb_backup_pipeline.engine.manifest import (
     FORMAT_VERSION,
@@ -181,7 +181,7 @@ def _streamed(
 ) -> tuple[tuple[BackupFile, ...], int, str]:
     how = settings.base_backup
     with process.start(
-        [*argv, "--pgdata=-"], env=target.environment(), stdout=subprocess.PIPE
+        [*argv, "--pgdata=-"], env=target.environment(), stdout=process.PIPE
     ) as child:
         written = squeeze(
             child,
@@ -237,8 +237,6 @@ def _staged(
 
 
 def _compress(source: Path, destination: Path, settings: Settings) -> BackupFile:
-    import os
-
     work = compressor("zstd", level=settings.base_backup.level, threads=settings.base_backup.jobs)
     digest = hashlib.sha256()
     size = 0
@@ -259,11 +257,8 @@ def _compress(source: Path, destination: Path, settings: Settings) -> BackupFile
 
 
 def _error(error: process.ProcessFailed) -> Exception:
-    import os
-
-    for number in NO_SPACE:
-        if os.strerror(number) in error.stderr:
-            return no_space(Path("the base backup"), OSError(number, os.strerror(number)))
+    if full := no_space_said(Path("the base backup"), error.stderr):
+        return full
     hint = None
     if _UNREACHABLE.search(error.stderr):
         hint = "the server went away: its log says why"

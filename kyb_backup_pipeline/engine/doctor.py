@@ -17,7 +17,6 @@ from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database import Database, read_database
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.files import free_bytes
-from kyb_backup_pipeline.engine.incremental import NEW_BASE, archive_lines, archiver_says
 from kyb_backup_pipeline.engine.postgres import (
     FIXED_SETTINGS,
     Programs,
@@ -33,6 +32,7 @@ from kyb_backup_pipeline.engine.replication import Server, check_bound, read_ser
 from kyb_backup_pipeline.engine.snapshot import list_tables
 from kyb_backup_pipeline.engine.store import FOLDERS, Repository
 from kyb_backup_pipeline.engine.wal import ranges
+from kyb_backup_pipeline.engine.wal_intake import NEW_BASE, archive_lines, archiver_says
 
 Level = Literal["ok", "warning", "error"]
 

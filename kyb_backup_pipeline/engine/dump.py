@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import SUFFIX
 from kyb_backup_pipeline.engine.config import BackupSettings
 from kyb_backup_pipeline.engine.errors import BackupFailed
-from kyb_backup_pipeline.engine.files import NO_SPACE, no_space
+from kyb_backup_pipeline.engine.files import no_space_said
 from kyb_backup_pipeline.engine.manifest import BackupFile
 from kyb_backup_pipeline.engine.postgres import Programs, Target
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
@@ -102,9 +101,8 @@ def _dump_error(error: process.ProcessFailed) -> Exception:
         return LockNotGranted(error.stderr.splitlines()[0] if error.stderr else error.message)
     if _GONE.search(error.stderr):
         return TryAgain(error.stderr.splitlines()[0])
-    for number in NO_SPACE:
-        if os.strerror(number) in error.stderr:
-            return no_space(Path("the dump"), OSError(number, os.strerror(number)))
+    if full := no_space_said(Path("the dump"), error.stderr):
+        return full
     hint = None
     if "permission denied" in error.stderr:
         hint = "docs/roles.md has the least rights of the backup's user"
@@ -123,7 +121,7 @@ def _plain(
 ) -> Dumped:
     name = PLAIN_FILE + SUFFIX[settings.compression]
     with process.start(
-        [*argv, "--format=plain"], env=target.environment(), stdout=subprocess.PIPE
+        [*argv, "--format=plain"], env=target.environment(), stdout=process.PIPE
     ) as child:
         written = squeeze(
             child,

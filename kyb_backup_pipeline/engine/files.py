@@ -36,6 +36,14 @@ def no_space(place: Path, error: OSError) -> NotEnoughSpace:
     )
 
 
+def no_space_said(place: Path, stderr: str) -> NotEnoughSpace | None:
+    """The same where it was a program that ran out of room, by what it wrote to stderr."""
+    for number in NO_SPACE:
+        if os.strerror(number) in stderr:
+            return no_space(place, OSError(number, os.strerror(number)))
+    return None
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that this user can still write in ``folder`` or its nearest existing parent."""
     while not folder.exists():

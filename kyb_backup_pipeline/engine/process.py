@@ -29,6 +29,8 @@ from kyb_backup_pipeline.engine.errors import KybError
 
 _log = logging.getLogger(__name__)
 
+PIPE = subprocess.PIPE
+"""For ``stdin`` and ``stdout`` of ``start``: a pipe that the caller works with."""
 _STDERR_KEPT = 1 << 16
 _STDERR_SHOWN = 4000
 _PIPE_SIZE = 1 << 20

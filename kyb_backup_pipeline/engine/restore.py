@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import logging
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -224,7 +223,7 @@ def _psql(
         process.start(
             _psql_argv(programs, ["--single-transaction"] if single_transaction else []),
             env=target.environment(),
-            stdin=subprocess.PIPE,
+            stdin=process.PIPE,
         ) as child,
     ):
         process.widen_pipe(child.stdin)

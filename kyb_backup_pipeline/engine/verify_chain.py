@@ -15,7 +15,7 @@ from kyb_backup_pipeline.engine.examination import Examination
 from kyb_backup_pipeline.engine.manifest import MANIFEST, Manifest, Wal
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.store import Backup, Repository
-from kyb_backup_pipeline.engine.wal import parse_history, parse_lsn, ranges
+from kyb_backup_pipeline.engine.wal import history_name, parse_history, parse_lsn, ranges
 from kyb_backup_pipeline.engine.wal_store import WalDamaged
 
 
@@ -90,12 +90,10 @@ def _examine_way(repository: Repository, wal: Wal, seen: Examination) -> None:
     try:
         history = parse_history(wal.timeline, store.history(wal.timeline))
     except WalDamaged as error:
-        seen.found(
-            f"{wal.timeline:08X}.history", error.message.partition(".history")[2].lstrip(": ")
-        )
+        seen.found(history_name(wal.timeline), error.message.partition(".history")[2].lstrip(": "))
         return
     if wal.timeline > 1 and not history.switches:
-        seen.found(f"{wal.timeline:08X}.history", f"is missing in {store.root}")
+        seen.found(history_name(wal.timeline), f"is missing in {store.root}")
         return
     names = {name for timeline in store.timelines() for name in store.names(timeline)}
     names |= {segment.name for segment in own_segments(base)}

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SEGMENT_NAME = re.compile(r"[0-9A-F]{24}")
-HISTORY_NAME = re.compile(r"[0-9A-F]{8}\.history")
 ARCHIVED_NAME = re.compile(r"[0-9A-F]{24}(\.partial|\.[0-9A-F]{8}\.backup)?|[0-9A-F]{8}\.history")
 """Everything that a server hands to its archive_command."""
 

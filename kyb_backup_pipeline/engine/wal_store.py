@@ -21,7 +21,7 @@ from kyb_backup_pipeline.engine.compression import (
 )
 from kyb_backup_pipeline.engine.errors import KybError, ProofFailed
 from kyb_backup_pipeline.engine.files import flush_folder
-from kyb_backup_pipeline.engine.wal import ARCHIVED_NAME, HISTORY_NAME, SEGMENT_NAME
+from kyb_backup_pipeline.engine.wal import ARCHIVED_NAME, SEGMENT_NAME, history_name
 
 _FILE = re.compile(rf"({ARCHIVED_NAME.pattern})-([0-9a-f]{{64}})\.zst")
 
@@ -166,7 +166,7 @@ class WalStore:
 
     def history(self, timeline: int) -> str:
         """The text of a timeline's history file; empty if it is not there. Raises WalDamaged."""
-        stored = self.find(f"{timeline:08X}.history")
+        stored = self.find(history_name(timeline))
         if stored is None:
             return ""
         try:
@@ -188,7 +188,7 @@ class WalStore:
             name: stored
             for timeline in self.timelines()
             for name, stored in self.names(timeline).items()
-            if SEGMENT_NAME.fullmatch(name) and not HISTORY_NAME.fullmatch(name)
+            if SEGMENT_NAME.fullmatch(name)
         }
 
     def _folder(self, timeline: int) -> Path:
