@@ -184,7 +184,7 @@ def test_no_committed_transaction_before_a_target_is_missing(
                 writer.join()
         written = sum(done)
         primary.increment()
-        assert acknowledged[-1] > acknowledged[0] > 0 or acknowledged[1] > 0
+        assert acknowledged[-1] > acknowledged[1] > 0
         for before, increment in zip(acknowledged, increments, strict=True):
             marker = increment.require_wal().markers[0]
             rows = rows_at(primary, Moment(position=parse_lsn(marker.lsn)))

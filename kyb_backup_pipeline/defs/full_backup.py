@@ -17,11 +17,11 @@ from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
 from kyb_backup_pipeline.defs.partitions import FULL, partitioned_check
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
+from kyb_backup_pipeline.defs.verify_all import verify_partition
 from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.store import Repository, new_id, valid_id
-from kyb_backup_pipeline.engine.verify import verify_backup
 
 _log = logging.getLogger(__name__)
 
@@ -90,18 +90,7 @@ def full_backup(context: dg.AssetExecutionContext, engine: EngineResource) -> dg
 def full_backup_verification(
     context: dg.AssetExecutionContext, engine: EngineResource
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-    with engine_errors():
-        settings = engine.settings()
-        repository = Repository(settings.repository)
-        proof = verify_backup(
-            repository,
-            repository.find(context.partition_key),
-            programs=settings.postgres,
-            now=utc_now(),
-            report=engine.reporter(),
-            run_id=context.run.run_id,
-        )
-    yield from outcome(proof)
+    yield from verify_partition(context, engine, FULL)
 
 
 @dg.asset(

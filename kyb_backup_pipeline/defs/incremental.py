@@ -17,6 +17,7 @@ from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata,
 from kyb_backup_pipeline.defs.partitions import BASE, INCREMENTAL, Family, partitioned_check
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
+from kyb_backup_pipeline.defs.verify_all import verify_partition
 from kyb_backup_pipeline.engine.base_backup import take_base_backup
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.full_backup import Request
@@ -25,7 +26,6 @@ from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_drill import drill_point_in_time
 from kyb_backup_pipeline.engine.recovery_plan import Moment, coverages
 from kyb_backup_pipeline.engine.store import Repository, new_id, valid_id
-from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.engine.wal import parse_lsn
 
 _OWNERS = ["team:platform"]
@@ -92,7 +92,7 @@ def base_backup(context: dg.AssetExecutionContext, engine: EngineResource) -> dg
 def base_backup_verification(
     context: dg.AssetExecutionContext, engine: EngineResource
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-    yield from _verified(context, engine, BASE)
+    yield from verify_partition(context, engine, BASE)
 
 
 wal_store = dg.AssetSpec(
@@ -161,7 +161,7 @@ def incremental_backup(
 def incremental_backup_verification(
     context: dg.AssetExecutionContext, engine: EngineResource
 ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-    yield from _verified(context, engine, INCREMENTAL)
+    yield from verify_partition(context, engine, INCREMENTAL)
 
 
 @dg.asset(
@@ -220,23 +220,6 @@ def _covered(settings: Settings) -> dict[str, str | int]:
     spans = {coverage.base.backup_id: str(coverage) for coverage in coverages(repository)}
     sizes = {"segments": len(segments), "bytes": sum(segment.size for segment in segments)}
     return {**sizes, **spans}
-
-
-def _verified(
-    context: dg.AssetExecutionContext, engine: EngineResource, family: Family
-) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-    with engine_errors():
-        settings = engine.settings()
-        repository = Repository(settings.repository)
-        proof = verify_backup(
-            repository,
-            repository.find(context.partition_key),
-            programs=settings.postgres,
-            now=utc_now(),
-            report=engine.reporter(),
-            run_id=context.run.run_id,
-        )
-    yield from outcome(proof, family.kind)
 
 
 base_backup_job = dg.define_asset_job(

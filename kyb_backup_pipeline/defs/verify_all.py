@@ -1,4 +1,5 @@
-"""The nightly verification of all backups: one run that reports each result to its own partition.
+"""Verification: of one backup, in the chain of its family, and of all of them each night in one run that
+reports each result to its own partition.
 
 One bad backup hides no other, and the run fails at the end if there were bad ones.
 """
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from kyb_backup_pipeline.defs.partitions import FAMILIES, Family
-from kyb_backup_pipeline.defs.proof_view import engine_errors
+from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
 from kyb_backup_pipeline.defs.reporting import Reported, report_proofs
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
 from kyb_backup_pipeline.engine.config import PostgresSettings
@@ -22,6 +23,24 @@ _log = logging.getLogger(__name__)
 
 _SCHEDULES = schedule_settings()
 _RUN_TAGS = {"dagster/max_runtime": str(12 * 3600)}
+
+
+def verify_partition(
+    context: dg.AssetExecutionContext, engine: EngineResource, family: Family
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    """Verify the backup of the run's partition: the body of each family's verification asset."""
+    with engine_errors():
+        settings = engine.settings()
+        repository = Repository(settings.repository)
+        proof = verify_backup(
+            repository,
+            repository.find(context.partition_key),
+            programs=settings.postgres,
+            now=utc_now(),
+            report=engine.reporter(),
+            run_id=context.run.run_id,
+        )
+    yield from outcome(proof, family.kind)
 
 
 @dg.op(
