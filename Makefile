@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo up down test check format bench clean
+.PHONY: setup demo up down peers test check format bench clean
 
 setup: $(READY)
 
@@ -24,7 +24,16 @@ up: setup
 down: setup
 	$(BIN)/kyb-backup down
 
-test: setup
+# What archives must be opened with in tests: gpg is also a method of ours, age is the peer of ours.
+PEERS = age gpg zstd jq curl
+peers:
+	@missing=$$(for p in $(PEERS); do command -v $$p >/dev/null || echo $$p; done | sed s/gpg/gnupg/); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing Debian packages for the tests:" $$missing; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+
+test: setup peers
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(TESTS)
 
 check: setup

@@ -6,6 +6,17 @@ in ``engine``. Every job runs in one process: a run is a process of its own alre
 
 import dagster as dg
 
+from kyb_backup_pipeline.defs.application import (
+    application_state,
+    application_state_verification,
+    pre_deployment_backup,
+)
+from kyb_backup_pipeline.defs.configuration import (
+    configuration_archive,
+    configuration_job,
+    configuration_schedule,
+    configuration_verification,
+)
 from kyb_backup_pipeline.defs.full_backup import (
     full_backup,
     full_backup_job,
@@ -43,12 +54,18 @@ defs = dg.Definitions(
         incremental_backup,
         incremental_backup_verification,
         point_in_time_restore_test,
+        application_state,
+        application_state_verification,
+        configuration_archive,
+        configuration_verification,
     ],
     jobs=[
         full_backup_job,
         base_backup_job,
         incremental_backup_job,
         point_in_time_test_job,
+        pre_deployment_backup,
+        configuration_job,
         verify_all_backups,
         follow_repository,
     ],
@@ -57,6 +74,7 @@ defs = dg.Definitions(
         base_backup_schedule,
         incremental_backup_schedule,
         point_in_time_test_schedule,
+        configuration_schedule,
         verify_all_schedule,
     ],
     sensors=[

@@ -27,6 +27,7 @@ from kyb_backup_pipeline.engine.postgres import (
 )
 from kyb_backup_pipeline.sandbox import sample_data
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
+from kyb_backup_pipeline_tests.platforms import Platform, platform_in
 
 _SERVER_SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -183,3 +184,10 @@ def execute(target: Target, statement: Any, parameters: Any = None) -> list[Any]
 def open_connection(target: Target) -> psycopg.Connection:
     """A connection that the test holds open; close it."""
     return connect(target)
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    """An application with its folder, its running service, and keys."""
+    with platform_in(tmp_path / "platform") as platform:
+        yield platform

@@ -286,7 +286,7 @@ def test_increments_from_the_inbox_lead_to_every_moment(archiving: Primary) -> N
     for manifest in (base, first, second):
         backup = archiving.repository.find(manifest.backup_id)
         proof = verify_backup(
-            archiving.repository, backup, programs=archiving.settings.postgres, now=utc_now()
+            archiving.repository, backup, settings=archiving.settings, now=utc_now()
         )
         assert proof.verdict == "passed"
 

@@ -13,11 +13,13 @@ import pytest
 from kyb_backup_pipeline.cli.program import VERBS, program
 from kyb_backup_pipeline.engine import errors
 from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
+from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import MANIFEST, MANIFEST_CHECKSUM, utc_now
+from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.store import Repository, checksum_line
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import execute, settings_file
+from kyb_backup_pipeline_tests.platforms import Platform
 from kyb_backup_pipeline_tests.running import Cli, children_of, wait_until
 
 _DOCS = Path(__file__).parent.parent / "docs"
@@ -250,10 +252,11 @@ def test_a_future_format_says_so(cli: Cli, settings: Settings) -> None:
 
 
 def test_check_names_what_is_missing(
-    settings: Settings, tmp_path: Path, server: Cluster, database: str
+    settings: Settings, tmp_path: Path, server: Cluster, database: str, platform: Platform
 ) -> None:
     file = settings_file(settings, tmp_path / "kyb.toml")
-    run = Cli(file).run("check", "--json")
+    files = {name: value for name, value in platform.environment.items() if name[:4] == "KYB_"}
+    run = Cli(file, files).run("check", "--json")
     assert run.returncode == 0, run.stdout
     assert {line["level"] for line in json.loads(run.stdout)} == {"ok"}
     execute(server.target(), "CREATE ROLE weak LOGIN")
@@ -294,7 +297,7 @@ def test_every_command_has_help_with_examples() -> None:
 
 def test_every_command_stands_in_the_runbook_and_none_else() -> None:
     text = (_DOCS / "runbook.md").read_text()
-    mentioned = set(re.findall(r"kyb-backup ((?:backup |restore )?[a-z-]+)", text))
+    mentioned = set(re.findall(r"kyb-backup ((?:backup |restore |keys )?[a-z-]+)", text))
     assert mentioned == set(commands())
 
 

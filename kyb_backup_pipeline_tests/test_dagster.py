@@ -21,13 +21,19 @@ from kyb_backup_pipeline.definitions import defs
 from kyb_backup_pipeline.defs import resources, sensors
 from kyb_backup_pipeline.defs.backup_view import backup_checks
 from kyb_backup_pipeline.defs.card import restore_test_card
-from kyb_backup_pipeline.defs.partitions import BASE, INCREMENTAL
+from kyb_backup_pipeline.defs.partitions import (
+    APPLICATION,
+    BASE,
+    CONFIGURATION,
+    FAMILIES,
+    INCREMENTAL,
+)
 from kyb_backup_pipeline.defs.partitions import FULL as FAMILY
 from kyb_backup_pipeline.defs.proof_view import proof_checks
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.defs.sensors import Cursor
 from kyb_backup_pipeline.engine.config import ScheduleSettings, Settings
-from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
+from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
     EvidenceSummary,
@@ -40,6 +46,7 @@ from kyb_backup_pipeline.engine.manifest import (
 )
 from kyb_backup_pipeline.engine.progress import Progress
 from kyb_backup_pipeline.engine.records import ProofRecords
+from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
@@ -65,6 +72,16 @@ WAL_CHECKS = {
         "markers_as_expected", "recovery_time", "tables_readable",
     ],
 }  # fmt: skip
+_ARCHIVE, _OPENED = (
+    ["nothing_left_out", "size_against_previous"],
+    ["content_as_recorded", "files_as_written"],
+)
+FILE_CHECKS = {
+    APPLICATION.backup: _ARCHIVE,
+    APPLICATION.proofs["verification"]: _OPENED,
+    CONFIGURATION.backup: _ARCHIVE,
+    CONFIGURATION.proofs["verification"]: _OPENED,
+}
 GREEN = dict.fromkeys([name for names in CHECKS.values() for name in names], "SUCCEEDED")
 
 
@@ -87,10 +104,11 @@ def test_the_definitions_load_and_are_all_there() -> None:
     repository = defs.get_repository_def()
     assert {key: sorted(check.name for check in repository.asset_graph.get(key).check_keys)
             for key in repository.asset_graph.materializable_asset_keys} == {
-                **CHECKS, **WAL_CHECKS}  # fmt: skip
+                **CHECKS, **WAL_CHECKS, **FILE_CHECKS}  # fmt: skip
     assert sorted(job.name for job in repository.get_all_jobs()) == [
-        "__ASSET_JOB", "base_backup_job", "follow_repository", "full_backup_job",
-        "incremental_backup_job", "point_in_time_test_job", "verify_all_backups",
+        "__ASSET_JOB", "base_backup_job", "configuration_job", "follow_repository",
+        "full_backup_job", "incremental_backup_job", "point_in_time_test_job",
+        "pre_deployment_backup", "verify_all_backups",
     ]  # fmt: skip
     schedules = {
         schedule.name: (schedule.cron_schedule, schedule.execution_timezone)
@@ -101,6 +119,7 @@ def test_the_definitions_load_and_are_all_there() -> None:
         "base_backup_schedule": ("0 1 * * 0", "UTC"),
         "incremental_backup_schedule": ("30 0,6,12,18 * * *", "UTC"),
         "point_in_time_test_schedule": ("0 5 1 * *", "UTC"),
+        "configuration_schedule": ("0 3 * * *", "UTC"),
         "verify_all_schedule": ("0 4 * * *", "UTC"),
     }
     assert sorted(sensor.name for sensor in repository.sensor_defs) == [
@@ -118,14 +137,13 @@ def test_schedules_and_sensors_run_without_being_switched_on() -> None:
 
 def test_everything_is_described_and_every_asset_has_an_owner() -> None:
     repository = defs.get_repository_def()
-    for key in (*CHECKS, *WAL_CHECKS):
+    sets = [family.partitions for family in FAMILIES.values()]
+    for key in (*CHECKS, *WAL_CHECKS, *FILE_CHECKS):
         node = repository.asset_graph.get(key)
         assert node.description
         assert node.owners == ["team:platform"]
-        assert node.group_name == "database"
-        assert node.partitions_def in (
-            FAMILY.partitions, BASE.partitions, INCREMENTAL.partitions,
-        )  # fmt: skip
+        assert node.group_name == ("application" if key in FILE_CHECKS else "database")
+        assert node.partitions_def in sets
         for check in node.check_keys:
             assert repository.asset_graph.get(check).description
     jobs = [job for job in repository.get_all_jobs() if job.name != "__ASSET_JOB"]
@@ -425,9 +443,7 @@ def test_a_record_is_read_when_it_has_settled(
     instance: dg.DagsterInstance, engine: EngineResource, settings: Settings
 ) -> None:
     backup = take_full_backup(settings, Request(), now=utc_now())
-    verify_backup(
-        Repository(settings.repository), backup, programs=settings.postgres, now=utc_now()
-    )
+    verify_backup(Repository(settings.repository), backup, settings=settings, now=utc_now())
     tick(instance, engine, settled=timedelta(minutes=1))
     assert statuses(instance, backup.backup_id)[VERIFICATION] is None
     tick(instance, engine)
@@ -518,7 +534,7 @@ def test_a_damaged_manifest_and_a_damaged_record_stop_nothing(
     damaged = take_full_backup(settings, Request(backup_id="damaged"), now=utc_now())
     whole = take_full_backup(settings, Request(backup_id="whole"), now=utc_now())
     (damaged.folder / MANIFEST).write_text('{"format_version": 99}')
-    verify_backup(repository, whole, programs=settings.postgres, now=utc_now())
+    verify_backup(repository, whole, settings=settings, now=utc_now())
     (record,) = repository.records.files()
     (record.parent / "verification_20260101T000000.000000Z.json").write_text("not JSON")
     (record.parent / "notes.json").write_text("not a record")
@@ -728,14 +744,14 @@ def flip(backup: Backup) -> None:
 def prove(settings: Settings, backup: Backup) -> None:
     """Verify and restore-test as the command line does."""
     repository = Repository(settings.repository)
-    verify_backup(repository, backup, programs=settings.postgres, now=utc_now())
+    verify_backup(repository, backup, settings=settings, now=utc_now())
     drill_full_backup(settings, backup, now=utc_now())
 
 
 def verdict(settings: Settings, backup_id: str) -> str:
     repository = Repository(settings.repository)
     return verify_backup(
-        repository, repository.find(backup_id), programs=settings.postgres, now=utc_now()
+        repository, repository.find(backup_id), settings=settings, now=utc_now()
     ).verdict
 
 

@@ -104,7 +104,7 @@ def test_what_the_command_line_did_appears_in_the_family_it_belongs_to(
     base, increment = primary.base(), primary.increment()
     for manifest in (base, increment):
         backup = primary.repository.find(manifest.backup_id)
-        verify_backup(primary.repository, backup, programs=primary.settings.postgres, now=utc_now())
+        verify_backup(primary.repository, backup, settings=primary.settings, now=utc_now())
     primary.drill()
     tick(instance, engine)
     assert BASE.listed(instance) == {base.backup_id}

@@ -9,8 +9,9 @@ import pytest
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
+from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import MANIFEST, utc_now
+from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
@@ -36,9 +37,7 @@ def test_a_backup_is_verified_restored_and_equal_to_its_source(
     manifest = backup.require_manifest()
     assert manifest.evidence is not None
     assert manifest.evidence.rows == 17 * 300
-    proof = verify_backup(
-        Repository(settings.repository), backup, programs=settings.postgres, now=utc_now()
-    )
+    proof = verify_backup(Repository(settings.repository), backup, settings=settings, now=utc_now())
     assert (proof.verdict, proof.findings, proof.notes) == ("passed", (), ())
     proof = drill_full_backup(settings, backup, now=utc_now())
     assert (proof.verdict, proof.findings, proof.notes) == ("passed", (), ())

@@ -72,9 +72,7 @@ def test_a_base_two_increments_and_a_recovery_to_each_moment(primary: Primary) -
         base.backup_id, first.backup_id,
     )  # fmt: skip
     for backup in primary.repository.backups(("base", "incremental")):
-        proof = verify_backup(
-            primary.repository, backup, programs=primary.settings.postgres, now=utc_now()
-        )
+        proof = verify_backup(primary.repository, backup, settings=primary.settings, now=utc_now())
         assert (proof.verdict, proof.findings, proof.notes) == ("passed", (), ())
     one, two = first.require_wal().markers[0], second.require_wal().markers[0]
     for at, rows, committed, behind in (
@@ -226,9 +224,7 @@ def test_no_moment_between_the_last_increment_and_a_new_base_is_lost(primary: Pr
     assert (proof.verdict, proof.figures["rows"]) == ("passed", 1500), proof.summary
     assert primary.drill().figures["rows"] == 1751
     backup = primary.repository.find(increment.backup_id)
-    verified = verify_backup(
-        primary.repository, backup, programs=primary.settings.postgres, now=utc_now()
-    )
+    verified = verify_backup(primary.repository, backup, settings=primary.settings, now=utc_now())
     assert (verified.verdict, verified.findings) == ("passed", ())
 
 
@@ -265,9 +261,7 @@ def test_a_tablespace_elsewhere_is_copied_and_recovery_writes_nothing_there(
     after = sorted((p, p.stat().st_mtime_ns, p.stat().st_size) for p in outside.rglob("*"))
     assert before == after
     backup = primary.repository.find(base.backup_id)
-    verified = verify_backup(
-        primary.repository, backup, programs=primary.settings.postgres, now=utc_now()
-    )
+    verified = verify_backup(primary.repository, backup, settings=primary.settings, now=utc_now())
     assert verified.verdict == "passed"
     assert increment.require_wal().tablespaces == base.require_wal().tablespaces
 

@@ -31,9 +31,10 @@ from kyb_backup_pipeline.engine.compression import (
 )
 from kyb_backup_pipeline.engine.database import _setting_value, read_database
 from kyb_backup_pipeline.engine.evidence import Evidence, SequenceState
-from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
+from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.postgres import connect
+from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.sql_script import statements
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import (

@@ -14,9 +14,10 @@ import pytest
 from psycopg import sql
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
+from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import Target, connect
+from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
@@ -104,9 +105,7 @@ def prove(target: Target, tmp_path: Path, drills: Path, form: str) -> None:
         KYB_BACKUP__LOCK_ATTEMPTS="20",
     )
     backup = take_full_backup(settings, Request(), now=utc_now())
-    proof = verify_backup(
-        Repository(settings.repository), backup, programs=settings.postgres, now=utc_now()
-    )
+    proof = verify_backup(Repository(settings.repository), backup, settings=settings, now=utc_now())
     assert (proof.verdict, proof.findings, proof.notes) == ("passed", (), ())
     proof = drill_full_backup(settings, backup, now=utc_now())
     assert (proof.verdict, proof.findings) == ("passed", ()), proof.model_dump_json(indent=1)

@@ -25,8 +25,9 @@ from typing import Any
 import pytest
 
 from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
+from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import MANIFEST, MANIFEST_CHECKSUM, Proof, utc_now
+from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
@@ -98,9 +99,7 @@ class Copy:
 
     def verify(self) -> Proof:
         backup = self.repository.find(self.backup_id)
-        return verify_backup(
-            self.repository, backup, programs=self.settings.postgres, now=utc_now()
-        )
+        return verify_backup(self.repository, backup, settings=self.settings, now=utc_now())
 
     def drilling_in(self, place: Path) -> Settings:
         """The settings, with throwaway clusters in ``place``."""

@@ -21,11 +21,11 @@ from kyb_backup_pipeline.engine.errors import (
     KybError,
     Refused,
 )
-from kyb_backup_pipeline.engine.full_backup import Request
 from kyb_backup_pipeline.engine.manifest import Manifest, Proof, utc_now
 from kyb_backup_pipeline.engine.postgres import connect
 from kyb_backup_pipeline.engine.recovery_plan import coverages
 from kyb_backup_pipeline.engine.replication import read_slot
+from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
 from kyb_backup_pipeline_tests.conftest import execute, settings_file
@@ -63,7 +63,7 @@ def verified(primary: Primary, manifest: Manifest) -> Proof:
     return verify_backup(
         primary.repository,
         primary.repository.find(manifest.backup_id),
-        programs=primary.settings.postgres,
+        settings=primary.settings,
         now=utc_now(),
     )
 

@@ -1,14 +1,19 @@
-"""``kyb-backup backup full|base|incremental``: take a backup now."""
+"""``kyb-backup backup full|base|incremental|application|configuration``: take a backup now."""
 
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kyb_backup_pipeline.cli.session import Session, size, with_session
-from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
+from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import Manifest, utc_now
+from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.store import Backup
+
+if TYPE_CHECKING:
+    from kyb_backup_pipeline.engine.config import Settings
 
 
 @click.group(name="backup")
@@ -97,6 +102,76 @@ def incremental(session: Session, backup_id: str | None, label: str | None, as_j
             click.echo(note)
         if wal.lag_bytes is not None:
             click.echo(f"the slot had kept {size(wal.lag_bytes)} on the server")
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  kyb-backup backup application --deployment v4.13.0
+  kyb-backup backup application --deployment "$CI_COMMIT_TAG" || exit 1     (stop the deployment)
+  kyb-backup backup application --deployment v4.13.0 --json | jq -r .backup_id""",
+)
+@click.option(
+    "--deployment", required=True, help="Before which deployment this is: a version, a tag."
+)
+@click.option(
+    "--id", "backup_id", envvar="BACKUP_ID", help="Its id. Default: app_backup_<UTC time>."
+)
+@click.option("--label", help="A few words that are kept with it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@with_session
+def application(
+    session: Session, deployment: str, backup_id: str | None, label: str | None, as_json: bool
+) -> None:
+    """Archive the application's state before a deployment: configuration, feature flags, sessions, logs.
+
+    Everything is encrypted on its way to the disk. Ends with 0 only if the backup is complete, so a
+    deploy script can stop on anything else (8: another one is being taken at this moment).
+    """
+    from kyb_backup_pipeline.engine.file_backup import take_application_backup
+
+    def take(settings: "Settings", request: Request, **more: Any) -> Backup:
+        return take_application_backup(settings, request, deployment, **more)
+
+    manifest = _take(session, take, backup_id, label, as_json)
+    if not as_json:
+        parts = [name.replace("_", " ") for name, there in manifest.components.items() if there]
+        click.echo(f"before deployment {manifest.deployment}: {', '.join(parts)}")
+        _tell_archives(manifest)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  kyb-backup backup configuration
+  kyb-backup backup configuration --label "before the move" --json""",
+)
+@click.option(
+    "--id", "backup_id", envvar="BACKUP_ID", help="Its id. Default: config_backup_<UTC time>."
+)
+@click.option("--label", help="A few words that are kept with it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@with_session
+def configuration(
+    session: Session, backup_id: str | None, label: str | None, as_json: bool
+) -> None:
+    """Archive environment files, configuration, deployments and secrets, encrypted.
+
+    What is taken: configuration.include and exclude, patterns as in .gitignore. No plain text ever
+    touches the disk. Where the host has the key, "verify" opens the archive and compares every file.
+    """
+    from kyb_backup_pipeline.engine.file_backup import take_configuration_backup
+
+    manifest = _take(session, take_configuration_backup, backup_id, label, as_json)
+    if not as_json:
+        _tell_archives(manifest)
+
+
+def _tell_archives(manifest: Manifest) -> None:
+    for archive in manifest.archives:
+        held = f"{archive.members} members, {size(archive.content_bytes)}"
+        click.echo(f"{archive.path}: {held}, encrypted with {archive.encryption}")
+    click.echo(f"in {manifest.backup_file.rpartition('/')[0]}")
 
 
 _Taker = Callable[..., Backup]

@@ -20,7 +20,14 @@ from kyb_backup_pipeline.sandbox.services import (
     start_sandbox,
 )
 
-_JOBS = {"backup": "full_backup_job", "base": "base_backup_job", "incr": "point_in_time_test_job"}
+_JOBS = {
+    "backup": "full_backup_job",
+    "base": "base_backup_job",
+    "incr": "point_in_time_test_job",
+    "app_backup": "pre_deployment_backup",
+    "config_backup": "configuration_job",
+}
+_DEPLOYMENT = "v4.13.0"
 _JOB_DEADLINE = 900.0
 
 
@@ -42,13 +49,15 @@ def command(folder: Path | None) -> None:
     place = find_place(folder)
     began = time.monotonic()
     start_sandbox(place, lambda text: click.echo(f"• {text}"))
-    full, base, increment = (_run_job(place, prefix) for prefix in ("backup", "base", "incr"))
+    full, base, increment, state, archive = (_run_job(place, prefix) for prefix in _JOBS)
+    _run(place, "verify_all_backups")
     proved = _report(place, full) & _report_point_in_time(place, base, increment)
+    proved &= _report_files(place, state) & _report_files(place, archive)
     click.echo(f"\n{time.monotonic() - began:.0f} s in all. Look at it in the UI: make up")
     click.echo(f"On the command line: kyb-backup --config {place.settings_file} list")
     if not proved:
         raise ProofFailed(
-            f"not all of {full}, {base} and {increment} was proved",
+            f"not all of {full}, {base}, {increment}, {state} and {archive} was proved",
             hint=f"the logs of the runs are in {place.log('demo').parent}",
         )
 
@@ -58,25 +67,34 @@ def _run_job(place: Place, prefix: str) -> str:
     job, backup_id = _JOBS[prefix], new_id(prefix, utc_now())
     if prefix == "incr":
         click.echo(f"• {make_traffic(place):,} rows of new traffic")
-    click.echo(f"• the job {job} for {backup_id}, run by Dagster")
+    options = ["--tags", json.dumps({"dagster/partition": backup_id})]
+    if prefix == "app_backup":
+        file = place.root / "run" / "pre_deployment_backup.yaml"
+        config = {"ops": {"application_state": {"config": {"deployment": _DEPLOYMENT}}}}
+        file.write_text(json.dumps(config))  # JSON is YAML
+        options += ["--config", str(file)]
+    _run(place, job, backup_id, *options)
+    return backup_id
+
+
+def _run(place: Place, job: str, backup_id: str = "", *options: str) -> None:
+    """Let Dagster run a job, and tell what it said if it fails."""
+    click.echo(f"• the job {job}{f' for {backup_id}' if backup_id else ''}, run by Dagster")
     log = place.log(f"demo-{job}")
+    program = dagster_program("dagster")
     try:
         process.run_logged(
-            [
-                dagster_program("dagster"), "job", "execute", "-m", DEFINITIONS, "-j", job,
-                "--tags", json.dumps({"dagster/partition": backup_id}),
-            ],
+            [program, "job", "execute", "-m", DEFINITIONS, "-j", job, *options],
             log=log,
             env=dagster_environment(place),
             deadline=_JOB_DEADLINE,
             cwd=place.project,
-        )  # fmt: skip
+        )
     except process.ProcessFailed as error:
         lines = log.read_text(errors="replace").splitlines()
         reasons = [line for line in lines if "Failure" in line or "Error" in line][-3:]
         click.echo("\n".join(["the run failed:", *reasons]), err=True)
         click.echo(f"{error.message}; its log is {log}", err=True)
-    return backup_id
 
 
 def _report(place: Place, backup_id: str) -> bool:
@@ -140,6 +158,27 @@ def _report_point_in_time(place: Place, base_id: str, increment_id: str) -> bool
         click.echo(f"  {title:<14} {what:<34} {how}".rstrip())
     wanted = (based, proofs.get("verification"), test)
     return all(proof is not None and proof.verdict == "passed" for proof in wanted)
+
+
+def _report_files(place: Place, backup_id: str) -> bool:
+    """The same of an encrypted archive."""
+    repository = Repository(config.load(place.settings_file, environment={}).repository)
+    listed = {b.backup_id: b for b in repository.backups(("application_state", "configuration"))}
+    if backup_id not in listed:
+        return False
+    manifest = listed[backup_id].require_manifest()
+    proof = repository.records.latest(backup_id).get("verification")
+    what = f"before {manifest.deployment}" if manifest.deployment else "configuration"
+    members = sum(archive.members for archive in manifest.archives)
+    rows = [
+        (what, f"{members} members, {size(manifest.total_size)}", manifest.archives[0].encryption),
+        ("verified", f"{_verdict(proof)}, every member decrypted and compared"
+         if proof is not None and "members" in proof.figures else _verdict(proof), ""),
+    ]  # fmt: skip
+    click.echo(f"\n{backup_id}")
+    for title, said, how in rows:
+        click.echo(f"  {title:<14} {said:<34} {how}".rstrip())
+    return proof is not None and proof.verdict == "passed"
 
 
 def _verdict(proof: Proof | None) -> str:

@@ -10,6 +10,8 @@ from kyb_backup_pipeline.engine.recovery_plan import coverages
 from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
 from kyb_backup_pipeline.engine.wal import ranges
 
+_RESTORE_TESTED = ("full", "base", "incremental")
+
 
 @click.command(
     name="list",
@@ -79,7 +81,7 @@ def _table(lines: list[dict[str, Any]]) -> None:
             (line["finished_at"] or "damaged")[:19].replace("T", " "),
             "" if line["size_bytes"] is None else size(line["size_bytes"]),
             _state(line["verification"]),
-            _state(line["restore_test"]),
+            _state(line["restore_test"]) if line["kind"] in _RESTORE_TESTED else "",
             line.get("problem") or line.get("label", ""),
         )
         for line in lines

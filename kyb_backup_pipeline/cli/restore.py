@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kyb_backup_pipeline.cli.restore_files import application, configuration, repair
 from kyb_backup_pipeline.cli.session import Session, size, with_session
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.manifest import utc_now
@@ -17,6 +18,10 @@ from kyb_backup_pipeline.engine.store import Repository
 @click.group(name="restore")
 def command() -> None:
     """Bring back what was backed up."""
+
+
+for _verb in (configuration, application, repair):
+    command.add_command(_verb)
 
 
 @command.command(

@@ -52,7 +52,10 @@ class Session:
     def _open_log(self, settings: "Settings") -> None:
         logger = logging.getLogger("kyb_backup_pipeline")
         logger.setLevel(logging.INFO)
-        logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # its failures reach us as errors
+        for library in ("psycopg", "urllib3"):
+            logging.getLogger(library).setLevel(
+                logging.CRITICAL
+            )  # their failures reach us as errors
         screen = logging.StreamHandler()
         screen.setLevel(logging.INFO if self.verbose else logging.WARNING)
         screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))

@@ -51,21 +51,42 @@ def _describe(manifest: Manifest) -> None:
         "finished": f"{manifest.completed_at:%Y-%m-%d %H:%M:%S} UTC",
         "database": f"{database.name} on {database.host}:{database.port}" if database else None,
         "server": f"PostgreSQL {manifest.server_version}" if manifest.server_version else None,
-        "format": f"{manifest.dump_format}, {manifest.compression}",
+        "deployment": manifest.deployment,
+        "version": manifest.version,
+        "format": _format(manifest),
         "size": f"{size(manifest.total_size)} in {len(manifest.files) or 1} files",
         "sha256": manifest.checksum,
     }
-    if manifest.evidence is not None and manifest.evidence.mode == "content":
-        evidence = manifest.evidence
-        lines["evidence"] = (
-            f"{evidence.rows} rows in {evidence.tables} tables, {evidence.objects} objects "
-            f"({evidence.seconds:.1f} s beside the dump)"
+    for archive in manifest.archives:
+        to = f" to {', '.join(archive.recipients)}" if archive.recipients else ""
+        lines[archive.path] = (
+            f"{archive.members} members, {size(archive.content_bytes)}, {archive.encryption}{to}"
         )
-    else:
-        lines["evidence"] = "none"
+    if manifest.type == "full":
+        lines["evidence"] = _evidence(manifest)
     for name, value in lines.items():
         if value:
             click.echo(f"{name:<14} {value}")
+    for note in manifest.notes:
+        click.echo(f"note           {note}")
+
+
+def _evidence(manifest: Manifest) -> str:
+    evidence = manifest.evidence
+    if evidence is None or evidence.mode == "none":
+        return "none"
+    return (
+        f"{evidence.rows} rows in {evidence.tables} tables, {evidence.objects} objects "
+        f"({evidence.seconds:.1f} s beside the dump)"
+    )
+
+
+def _format(manifest: Manifest) -> str:
+    if manifest.archives:
+        return f"tar, {manifest.compression}, {manifest.archives[0].encryption}"
+    if manifest.type in ("application_state", "configuration"):
+        return "files" if manifest.type == "application_state" else "tar, gzip, gpg"
+    return f"{manifest.dump_format}, {manifest.compression}"
 
 
 def show_proof(proof: Proof) -> None:

@@ -42,7 +42,7 @@ def command(session: Session, backup_ids: tuple[str, ...], everything: bool, as_
     for backup in backups:
         with session.reporting() as report:
             proof = verify_backup(
-                repository, backup, programs=settings.postgres, now=utc_now(), report=report
+                repository, backup, settings=settings, now=utc_now(), report=report
             )
         proofs.append(proof)
         if not as_json:

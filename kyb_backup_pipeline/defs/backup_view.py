@@ -6,11 +6,13 @@ from typing import Any
 
 import dagster as dg
 
-from kyb_backup_pipeline.engine.manifest import Manifest, Wal
+from kyb_backup_pipeline.defs.card import bullets
+from kyb_backup_pipeline.engine.manifest import Kind, Manifest, Wal
 from kyb_backup_pipeline.engine.recovery_plan import coverages
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.wal import ranges
 
+FILE_KINDS: tuple[Kind, ...] = ("application_state", "configuration")
 _EARLIER = 7
 _SHRUNK = 0.5
 
@@ -44,10 +46,31 @@ def backup_metadata(backup: Backup) -> dict[str, Any]:
         metadata["label"] = manifest.label
     if manifest.wal is not None:
         return metadata | _wal_metadata(manifest.wal)
+    if manifest.type in FILE_KINDS:
+        return metadata | _archive_metadata(manifest)
     return metadata | _evidence_metadata(manifest)
 
 
+def _archive_metadata(manifest: Manifest) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "members": sum(archive.members for archive in manifest.archives),
+        "content_bytes": sum(archive.content_bytes for archive in manifest.archives),
+        "encryption": manifest.archives[0].encryption if manifest.archives else "none",
+    }
+    if manifest.deployment is not None:
+        metadata["deployment"] = manifest.deployment
+    if manifest.version is not None:
+        metadata["version"] = manifest.version
+    if manifest.components:
+        metadata["components"] = ", ".join(n for n, there in manifest.components.items() if there)
+    if manifest.notes:
+        metadata["notes"] = dg.MetadataValue.md(bullets(manifest.notes))
+    return metadata
+
+
 def _format(manifest: Manifest) -> str:
+    if manifest.type in FILE_KINDS:
+        return "tar"
     if manifest.wal is None:
         return manifest.dump_format
     return "tar" if manifest.wal.base is None else "WAL segments"
@@ -73,12 +96,28 @@ def _wal_metadata(wal: Wal) -> dict[str, Any]:
 
 
 def backup_checks(manifest: Manifest, backups: Iterable[Backup]) -> list[dg.AssetCheckResult]:
-    """Is there evidence (of a full backup), and is the size what it usually is? Both only warn.
+    """Is there evidence, was anything left out, is the size what it usually is? All only warn.
 
     ``backups`` are those of the repository, the newest first.
     """
     size = _size_check(manifest, backups)
-    return [size] if manifest.type == "base" else [_evidence_check(manifest), size]
+    if manifest.type == "base":
+        return [size]
+    if manifest.type in FILE_KINDS:
+        return [size, _left_out_check(manifest)]
+    return [_evidence_check(manifest), size]
+
+
+def _left_out_check(manifest: Manifest) -> dg.AssetCheckResult:
+    notes = manifest.notes
+    more = f" and {len(notes) - 1} more" if len(notes) > 1 else ""
+    return dg.AssetCheckResult(
+        check_name="nothing_left_out",
+        passed=not notes,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{notes[0]}{more}" if notes else "everything that the patterns take",
+        metadata={"left_out": len(notes)},
+    )
 
 
 def chain_check(repository: Repository, manifest: Manifest) -> dg.AssetCheckResult:

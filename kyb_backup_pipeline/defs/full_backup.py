@@ -18,10 +18,10 @@ from kyb_backup_pipeline.defs.partitions import FULL, partitioned_check
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
 from kyb_backup_pipeline.defs.verify_all import verify_partition
-from kyb_backup_pipeline.engine.full_backup import Request, take_full_backup
+from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
-from kyb_backup_pipeline.engine.store import Repository, new_id, valid_id
+from kyb_backup_pipeline.engine.store import Repository, new_id
 
 _log = logging.getLogger(__name__)
 
@@ -59,10 +59,8 @@ _RUN_TAGS = {**_TAGS, "dagster/max_runtime": str(12 * 3600)}
 )
 def full_backup(context: dg.AssetExecutionContext, engine: EngineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster wants it bare
     with engine_errors():
-        backup_id = valid_id(context.partition_key)
-        FULL.register(context.instance, [backup_id])
         settings = engine.settings()
-        request = Request(backup_id=backup_id, run_id=context.run.root_run_id or context.run.run_id)
+        request = FULL.request(context)
         backup = take_full_backup(settings, request, now=utc_now(), report=engine.reporter())
         backups = Repository(settings.repository).backups()
         checks = backup_checks(backup.require_manifest(), backups)

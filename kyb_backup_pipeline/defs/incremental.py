@@ -14,18 +14,17 @@ from collections.abc import Iterator
 import dagster as dg
 
 from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata, chain_check
-from kyb_backup_pipeline.defs.partitions import BASE, INCREMENTAL, Family, partitioned_check
+from kyb_backup_pipeline.defs.partitions import BASE, INCREMENTAL, partitioned_check
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
 from kyb_backup_pipeline.defs.verify_all import verify_partition
 from kyb_backup_pipeline.engine.base_backup import take_base_backup
 from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.full_backup import Request
 from kyb_backup_pipeline.engine.incremental import take_incremental_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_drill import drill_point_in_time
 from kyb_backup_pipeline.engine.recovery_plan import Moment, coverages
-from kyb_backup_pipeline.engine.store import Repository, new_id, valid_id
+from kyb_backup_pipeline.engine.store import Repository, new_id
 from kyb_backup_pipeline.engine.wal import parse_lsn
 
 _OWNERS = ["team:platform"]
@@ -33,12 +32,6 @@ _SCHEDULES = schedule_settings()
 _BASE_TAGS = {"backup": "base"}
 _INCREMENTAL_TAGS = {"backup": "incremental"}
 _MAX_RUNTIME = {"dagster/max_runtime": str(12 * 3600)}
-
-
-def _request(context: dg.AssetExecutionContext, family: Family) -> Request:
-    backup_id = valid_id(context.partition_key)
-    family.register(context.instance, [backup_id])
-    return Request(backup_id=backup_id, run_id=context.run.root_run_id or context.run.run_id)
 
 
 @dg.asset(
@@ -63,7 +56,7 @@ def _request(context: dg.AssetExecutionContext, family: Family) -> Request:
 def base_backup(context: dg.AssetExecutionContext, engine: EngineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster wants it bare
     with engine_errors():
         settings = engine.settings()
-        request = _request(context, BASE)
+        request = BASE.request(context)
         backup = take_base_backup(settings, request, now=utc_now(), report=engine.reporter())
         backups = Repository(settings.repository).backups(("base",))
         checks = backup_checks(backup.require_manifest(), backups)
@@ -133,7 +126,7 @@ def incremental_backup(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster wants it bare
     with engine_errors():
         settings = engine.settings()
-        request = _request(context, INCREMENTAL)
+        request = INCREMENTAL.request(context)
         backup = take_incremental_backup(settings, request, now=utc_now(), report=engine.reporter())
         check = chain_check(Repository(settings.repository), backup.require_manifest())
         context.log_event(dg.AssetObservation(wal_store.key, metadata=_covered(settings)))

@@ -2,7 +2,8 @@
 
 So each backup has a lineage of its own: ``full_backup[id]``, ``full_backup_verification[id]``,
 ``full_backup_restore_test[id]``; an increment ``incremental_backup[id]``, its verification and
-``point_in_time_restore_test[id]``, on a base backup that it names. The sets are dynamic, and the
+``point_in_time_restore_test[id]``, on a base backup that it names; application states and configuration
+archives each their verification. The sets are dynamic, and the
 repository on disk is the truth: a run registers the key of the backup it is about to make, and
 ``sensors`` adds and removes the others.
 """
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import dagster as dg
 
 from kyb_backup_pipeline.engine.manifest import Kind
+from kyb_backup_pipeline.engine.request import Request
+from kyb_backup_pipeline.engine.store import valid_id
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class Family:
     def listed(self, instance: dg.DagsterInstance) -> set[str]:
         """The ids that have a partition."""
         return set(instance.get_dynamic_partitions(self.set_name))
+
+    def request(self, context: dg.AssetExecutionContext) -> Request:
+        """What the run of a backup's asset asks of the engine; its partition is registered first."""
+        backup_id = valid_id(context.partition_key)
+        self.register(context.instance, [backup_id])
+        return Request(backup_id=backup_id, run_id=context.run.root_run_id or context.run.run_id)
 
     def parent(self, proof: str) -> dg.AssetKey:
         """What the asset of a proof stands on."""
@@ -73,7 +82,21 @@ INCREMENTAL = _family(
     verification="incremental_backup_verification",
     restore_test="point_in_time_restore_test",
 )
-FAMILIES: Mapping[Kind, Family] = {family.kind: family for family in (FULL, BASE, INCREMENTAL)}
+APPLICATION = _family(
+    "application_state",
+    "application_states",
+    "application_state",
+    verification="application_state_verification",
+)
+CONFIGURATION = _family(
+    "configuration",
+    "configuration_archives",
+    "configuration_archive",
+    verification="configuration_verification",
+)
+FAMILIES: Mapping[Kind, Family] = {
+    family.kind: family for family in (FULL, BASE, INCREMENTAL, APPLICATION, CONFIGURATION)
+}
 
 
 def partitioned_check(

@@ -16,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 
+from kyb_backup_pipeline.defs.backup_view import FILE_KINDS
 from kyb_backup_pipeline.defs.card import bullets, findings_table, restore_test_card
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.manifest import Finding, Kind, Proof
@@ -97,6 +98,8 @@ def proof_metadata(proof: Proof) -> dict[str, Any]:
 def proof_checks(proof: Proof, kind: Kind) -> list[dg.AssetCheckResult]:
     """The checks that a proof of a backup of this kind answers."""
     figures = proof.figures
+    if kind in FILE_KINDS:
+        return _archive_checks(proof)
     if proof.proof == "verification":
         asked = proof.verdict != "could_not_verify"
         return [_check(proof, "files_as_written", proof.findings, asked, "all files as written",
@@ -120,6 +123,21 @@ def proof_checks(proof: Proof, kind: Kind) -> list[dg.AssetCheckResult]:
         _check(proof, "recovery_time", (), "recovery_seconds" in figures,
                f"{figures.get('recovery_seconds', 0):,.1f} s from the first role to the last index",
                numbers=("recovery_seconds",)),
+    ]  # fmt: skip
+
+
+def _archive_checks(proof: Proof) -> list[dg.AssetCheckResult]:
+    """The checks of encrypted archives: the files, and with the key what is in them."""
+    figures = proof.figures
+    content = [f for f in proof.findings if f.object.startswith("member ")]
+    files = [f for f in proof.findings if f not in content]
+    looked = figures.get("checksums") == figures.get("files") or proof.verdict != "could_not_verify"
+    return [
+        _check(proof, "files_as_written", files, looked, "all files as written",
+               numbers=("files", "bytes", "seconds")),
+        _check(proof, "content_as_recorded", content, "members" in figures,
+               f"{figures.get('members', 0):,.0f} members as recorded",
+               numbers=("members", "content_bytes")),
     ]  # fmt: skip
 
 

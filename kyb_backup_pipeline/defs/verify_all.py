@@ -13,7 +13,7 @@ from kyb_backup_pipeline.defs.partitions import FAMILIES, Family
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
 from kyb_backup_pipeline.defs.reporting import Reported, report_proofs
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
-from kyb_backup_pipeline.engine.config import PostgresSettings
+from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import KybError, Locked
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.store import Backup, Repository
@@ -35,7 +35,7 @@ def verify_partition(
         proof = verify_backup(
             repository,
             repository.find(context.partition_key),
-            programs=settings.postgres,
+            settings=settings,
             now=utc_now(),
             report=engine.reporter(),
             run_id=context.run.run_id,
@@ -57,21 +57,19 @@ def verify_each_backup(
         backups = repository.backups(tuple(FAMILIES))
     for kind, family in FAMILIES.items():
         family.register(context.instance, [b.backup_id for b in backups if b.kind == kind])
-    yield from report_proofs(
-        context, _verified(repository, backups, settings.postgres, context.run_id)
-    )
+    yield from report_proofs(context, _verified(repository, backups, settings, context.run_id))
     yield dg.Output(None)
 
 
 def _verified(
-    repository: Repository, backups: list[Backup], programs: PostgresSettings, run_id: str
+    repository: Repository, backups: list[Backup], settings: Settings, run_id: str
 ) -> Iterator[tuple[Family, Proof]]:
     for backup in backups:
         family, began = FAMILIES[backup.kind], utc_now()
         try:
             yield (
                 family,
-                verify_backup(repository, backup, programs=programs, now=began, run_id=run_id),
+                verify_backup(repository, backup, settings=settings, now=began, run_id=run_id),
             )
         except Exception as error:  # noqa: BLE001 one backup must not hide the next
             if isinstance(error, Locked) or not backup.folder.exists():

@@ -23,7 +23,6 @@ from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.dump import checksum_of_files
 from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace
 from kyb_backup_pipeline.engine.files import free_bytes, no_space_said
-from kyb_backup_pipeline.engine.full_backup import Request, already_complete
 from kyb_backup_pipeline.engine.manifest import (
     FORMAT_VERSION,
     BackupFile,
@@ -35,6 +34,7 @@ from kyb_backup_pipeline.engine.manifest import (
 from kyb_backup_pipeline.engine.postgres import Programs, Target, connect, replication_programs
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.replication import Server, ensure_slot, read_server, server_clock
+from kyb_backup_pipeline.engine.request import Request, already_complete
 from kyb_backup_pipeline.engine.store import Backup, Repository, Staging, new_id
 from kyb_backup_pipeline.engine.stream import CREATE, POLL, silent_child, squeeze, write_all
 

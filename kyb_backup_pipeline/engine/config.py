@@ -9,8 +9,9 @@ Why this is not pydantic-settings: docs/decisions/002-settings-loader.md.
 """
 
 import os
+import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,12 +113,76 @@ class RestoreTestSettings(_Section):
     stall_timeout: Seconds = 3600
 
 
+class EncryptionSettings(_Section):
+    """How archives of configuration and application state are encrypted.
+
+    ``recipients`` are public keys of age; ``identity_file`` holds the private one, and is needed only
+    where archives are looked into or restored. gpg takes the passphrase.
+    """
+
+    method: Literal["age", "gpg"] = "age"
+    recipients: tuple[NonEmpty, ...] = ()
+    identity_file: Path | None = None
+    passphrase: SecretStr | None = None
+    passphrase_file: Path | None = None
+
+
+class ApplicationSettings(_Section):
+    """The application: its folder, its admin API, its sessions, its service.
+
+    Limits in bytes, times in seconds. An empty ``flags_url`` means that there are no feature flags.
+    """
+
+    root: Path = Path("/opt/kyb-platform")
+    configs: NonEmpty = "configs"
+    backup_logs: bool = True
+    logs: Path = Path("/var/log/kyb-platform")
+    size_limit: int = Field(4 * 1024**3, ge=1)
+    flags_url: str = "http://localhost:8080/api/v1/admin/feature-flags"
+    flags_restore_url: str | None = None
+    token: SecretStr | None = None
+    token_file: Path | None = None
+    timeout: Seconds = 10
+    retries: int = Field(3, ge=0, le=20)
+    answer_limit: int = Field(16 * 1024**2, ge=1)
+    sessions: Literal["none", "http", "query", "command"] = "none"
+    sessions_url: str | None = None
+    sessions_query: str | None = None
+    sessions_command: tuple[NonEmpty, ...] = ()
+    sessions_limit: int = Field(32 * 1024**2, ge=1)
+    sessions_timeout: Seconds = 60
+    stop_command: tuple[NonEmpty, ...] = ("systemctl", "stop", "kyb-platform")
+    start_command: tuple[NonEmpty, ...] = ("systemctl", "start", "kyb-platform")
+    service_timeout: Seconds = 60
+
+
+class ConfigurationSettings(_Section):
+    """What a configuration archive holds: patterns as in ``.gitignore``, relative to ``root`` (by
+    default the application's). ``size_limit`` in bytes of content.
+    """
+
+    root: Path | None = None
+    include: tuple[NonEmpty, ...] = (
+        "*.env", ".env.*", "/configs/", "/deployments/", "/secrets/",
+    )  # fmt: skip
+    exclude: tuple[NonEmpty, ...] = (".git/", "node_modules/", ".kyb-restore-*/")
+    size_limit: int = Field(1024**3, ge=1)
+
+
+class RetentionSettings(_Section):
+    """What ``prune`` keeps."""
+
+    application_deployments: int = Field(10, ge=1)
+    configuration_days: int = Field(90, ge=1)
+
+
 class ScheduleSettings(_Section):
     """Cron lines, all in UTC."""
 
     full_backup: NonEmpty = "0 2 * * *"
     base_backup: NonEmpty = "0 1 * * 0"
     incremental_backup: NonEmpty = "30 0,6,12,18 * * *"
+    configuration_backup: NonEmpty = "0 3 * * *"
     point_in_time_test: NonEmpty = "0 5 1 * *"
     verify_all: NonEmpty = "0 4 * * *"
 
@@ -133,6 +198,10 @@ class Settings(_Section):
     base_backup: BaseBackupSettings = BaseBackupSettings()
     wal: WalSettings = WalSettings()
     restore_test: RestoreTestSettings = RestoreTestSettings()
+    encryption: EncryptionSettings = EncryptionSettings()
+    application: ApplicationSettings = ApplicationSettings()
+    configuration: ConfigurationSettings = ConfigurationSettings()
+    retention: RetentionSettings = RetentionSettings()
     schedules: ScheduleSettings = ScheduleSettings()
 
 
@@ -159,7 +228,8 @@ def load(
     for key, value in (overrides or {}).items():
         _put(merged, (key,), value)
         origins[key,] = "the command line"
-    _read_password_file(merged, origins, problems)
+    for where in _SECRET_FILES:
+        _read_secret_file(where, merged, origins, problems)
     settings = None
     try:
         settings = Settings.model_validate(merged)
@@ -206,6 +276,12 @@ _PATH_KEYS = (
     ("database", "password_file"),
     ("restore_test", "directory"),
     ("wal", "inbox"),
+    ("encryption", "identity_file"),
+    ("encryption", "passphrase_file"),
+    ("application", "root"),
+    ("application", "logs"),
+    ("application", "token_file"),
+    ("configuration", "root"),
 )
 """Paths in the file are taken relative to the folder the file stands in."""
 
@@ -229,10 +305,27 @@ def _add_environment(
         else:
             continue
         origins[where] = f"environment variable {name}"
-        _put(merged, where, value.split(",") if where in _LIST_KEYS else value)
+        split = _LIST_KEYS.get(where)
+        try:
+            _put(merged, where, value if split is None else split(value))
+        except ValueError as error:
+            problems.append(f"{'.'.join(where)} (environment variable {name}): {error}")
 
 
-_LIST_KEYS = (("postgres", "bin_dirs"),)
+def _by_comma(value: str) -> list[str]:
+    return [part for part in value.split(",") if part]
+
+
+_LIST_KEYS: Mapping[tuple[str, ...], Callable[[str], list[str]]] = {
+    ("postgres", "bin_dirs"): _by_comma,
+    ("encryption", "recipients"): _by_comma,
+    ("configuration", "include"): _by_comma,
+    ("configuration", "exclude"): _by_comma,
+    ("application", "sessions_command"): shlex.split,
+    ("application", "stop_command"): shlex.split,
+    ("application", "start_command"): shlex.split,
+}
+"""How lists are written in one variable: commands as for a shell, all else with commas."""
 
 
 def _known(where: tuple[str, ...]) -> bool:
@@ -268,19 +361,31 @@ def _note_origins(
             _note_origins(value, (*where, key), origin, origins)
 
 
-def _read_password_file(
-    merged: dict[str, Any], origins: dict[tuple[str, ...], str], problems: list[str]
+_SECRET_FILES = (
+    ("database", "password"),
+    ("encryption", "passphrase"),
+    ("application", "token"),
+)
+"""Settings that can stand in a file of their own, named by the same key with ``_file``."""
+
+
+def _read_secret_file(
+    where: tuple[str, str],
+    merged: dict[str, Any],
+    origins: dict[tuple[str, ...], str],
+    problems: list[str],
 ) -> None:
-    database = merged.get("database")
-    if not isinstance(database, dict) or not isinstance(database.get("password_file"), str):
+    section, key = where
+    place = merged.get(section)
+    if not isinstance(place, dict) or not isinstance(place.get(f"{key}_file"), str):
         return
-    path = Path(database["password_file"])
+    path = Path(place[f"{key}_file"])
     try:
-        database["password"] = path.read_text(encoding="utf-8").rstrip("\r\n")
-        origins["database", "password"] = f"secret file {path}"
+        place[key] = path.read_text(encoding="utf-8").rstrip("\r\n")
+        origins[where] = f"secret file {path}"
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        problems.append(f"database.password_file: file {path}: {reason}")
+        problems.append(f"{section}.{key}_file: file {path}: {reason}")
 
 
 def _explain(problem: Any, origins: Mapping[tuple[str, ...], str]) -> str:

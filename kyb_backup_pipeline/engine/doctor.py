@@ -6,13 +6,13 @@ the next from being made. Nothing is changed, and nothing is written.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import psycopg
 
 from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.checkup import Level, Line, archives
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database import Database, read_database
 from kyb_backup_pipeline.engine.errors import KybError
@@ -34,23 +34,12 @@ from kyb_backup_pipeline.engine.store import FOLDERS, Repository
 from kyb_backup_pipeline.engine.wal import ranges
 from kyb_backup_pipeline.engine.wal_intake import NEW_BASE, archive_lines, archiver_says
 
-Level = Literal["ok", "warning", "error"]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One thing that was looked at."""
-
-    level: Level
-    subject: str
-    message: str
-    hint: str | None = None
-
 
 def examine(settings: Settings) -> Iterator[Line]:
     """Look at everything that backups and their restore tests need."""
     yield from _repository(settings)
     yield from _space(settings.repository, settings.backup.minimum_free)
+    yield from archives(settings)
     database = None
     try:
         with connect(Target.of(settings), FIXED_SETTINGS) as connection:

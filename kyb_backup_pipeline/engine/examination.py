@@ -13,6 +13,7 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unverifiable: CouldNotVerify | None = None
+    figures: dict[str, float] = field(default_factory=dict)
     read: int = 0
 
     def found(self, what: str, message: str) -> None:

@@ -40,7 +40,6 @@ from kyb_backup_pipeline.engine.errors import (
     DatabaseUnreachable,
     KybError,
     NotEnoughSpace,
-    NotFound,
 )
 from kyb_backup_pipeline.engine.evidence import (
     EVIDENCE_FILE,
@@ -67,6 +66,7 @@ from kyb_backup_pipeline.engine.postgres import (
     connect,
 )
 from kyb_backup_pipeline.engine.progress import Reporter, silent
+from kyb_backup_pipeline.engine.request import Request, already_complete
 from kyb_backup_pipeline.engine.snapshot import (
     QueueWatch,
     Snapshot,
@@ -79,15 +79,6 @@ from kyb_backup_pipeline.engine.store import Backup, Repository, Staging, new_id
 _log = logging.getLogger(__name__)
 
 DATABASE_FILE = "database_settings.sql"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the caller asks for. ``run_id`` lets a retried run adopt what it completed before."""
-
-    backup_id: str | None = None
-    label: str | None = None
-    run_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,20 +114,6 @@ def take_full_backup(
         staging.publish(manifest)
     _log.info("full backup %s is complete: %d bytes", backup_id, manifest.total_size)
     return repository.find(backup_id)
-
-
-def already_complete(repository: Repository, backup_id: str, request: Request) -> Backup | None:
-    """The backup that an earlier try of the same run completed."""
-    if request.run_id is None:
-        return None
-    try:
-        backup = repository.find(backup_id)
-    except NotFound:
-        return None
-    if backup.manifest is None or backup.manifest.run_id != request.run_id:
-        return None
-    _log.info("%s was completed by an earlier try of this run", backup_id)
-    return backup
 
 
 def _preflight(settings: Settings, repository: Repository) -> _Plan:

@@ -26,7 +26,6 @@ from kyb_backup_pipeline import __version__
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace
 from kyb_backup_pipeline.engine.files import free_bytes
-from kyb_backup_pipeline.engine.full_backup import Request, already_complete
 from kyb_backup_pipeline.engine.manifest import (
     FORMAT_VERSION,
     Kind,
@@ -46,6 +45,7 @@ from kyb_backup_pipeline.engine.replication import (
     history_text,
     read_server,
 )
+from kyb_backup_pipeline.engine.request import Request, already_complete
 from kyb_backup_pipeline.engine.store import Backup, Repository, Staging, new_id
 from kyb_backup_pipeline.engine.wal import (
     History,

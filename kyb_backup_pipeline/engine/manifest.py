@@ -127,6 +127,21 @@ class Wal(_Document):
     archive_failures: int | None = None
 
 
+class Archive(_Document):
+    """An encrypted archive among the files of a backup: tar, zstd, then age or gpg.
+
+    ``content_bytes`` is what its members hold. Their list, with a SHA-256 for each, is the last member and as
+    secret as the rest; ``members_sha256`` is that list's.
+    """
+
+    path: str
+    encryption: Literal["age", "gpg"]
+    recipients: tuple[str, ...] = ()
+    members: int = Field(ge=0)
+    content_bytes: int = Field(ge=0)
+    members_sha256: Sha256
+
+
 class Manifest(_Document):
     """One backup. Sizes in bytes, times aware and in UTC."""
 
@@ -136,7 +151,7 @@ class Manifest(_Document):
     database: SourceDatabase | None = None
     backup_file: str
     file_size: int = Field(ge=0)
-    checksum: Sha256
+    checksum: Sha256 | None = None
     format_version: int = 0
     started_at: AwareDatetime | None = None
     finished_at: AwareDatetime | None = None
@@ -149,6 +164,9 @@ class Manifest(_Document):
     requirements: Requirements | None = None
     evidence: EvidenceSummary | None = None
     wal: Wal | None = None
+    archives: tuple[Archive, ...] = ()
+    components: dict[str, bool] = {}
+    version: str | None = None
     notes: tuple[str, ...] = ()
     label: str | None = None
     deployment: str | None = None
@@ -179,6 +197,12 @@ class Manifest(_Document):
     def total_size(self) -> int:
         """Bytes of all files but the manifest; of an increment, its segments in the store."""
         return sum(file.size for file in self.files) or self.file_size
+
+    def require_checksum(self) -> str:
+        """The checksum. Raises UnreadableManifest where there is none (old application backups)."""
+        if self.checksum is None:
+            raise UnreadableManifest(f"the manifest of {self.backup_id} has no checksum")
+        return self.checksum
 
     def require_wal(self) -> Wal:
         """The part of the log. Raises UnreadableManifest where there is none."""

@@ -100,6 +100,11 @@ class Child:
         assert self._popen.stdin is not None
         return self._popen.stdin
 
+    @property
+    def returncode(self) -> int | None:
+        """The status it ended with; None while it runs."""
+        return self._popen.returncode
+
     def running(self) -> bool:
         """Whether the program has not ended yet."""
         return self._popen.poll() is None
@@ -160,11 +165,13 @@ def start(
     stderr: IO[bytes] | None = None,
     account: Account | None = None,
     cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
     death_signal: signal.Signals = signal.SIGKILL,
 ) -> Iterator[Child]:
     """Run a program beside us; on leaving the block whatever still runs is killed.
 
-    ``stdin`` and ``stdout`` take ``PIPE`` or an open file. Pipes are unbuffered.
+    ``stdin`` and ``stdout`` take ``PIPE`` or an open file. Pipes are unbuffered. ``pass_fds`` keep
+    their numbers in the program (``secret_pipe``).
     """
     environment = _environment(env, account)
     secrets = [environment[name] for name in _SECRET_NAMES if environment.get(name)]
@@ -178,6 +185,7 @@ def start(
             stderr=stderr or memory,
             bufsize=0,
             cwd=cwd,
+            pass_fds=pass_fds,
             start_new_session=True,
             preexec_fn=_die_with_parent(death_signal),
             umask=0o077,
@@ -192,6 +200,18 @@ def start(
                 if pipe is not None:
                     with contextlib.suppress(OSError):
                         pipe.close()
+
+
+@contextlib.contextmanager
+def secret_pipe(secret: str) -> Iterator[int]:
+    """A descriptor that a program can read a short secret from, once: neither argument nor file."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, secret.encode())
+        os.close(writing)
+        yield reading
+    finally:
+        os.close(reading)
 
 
 def run(

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from kyb_backup_pipeline.engine import legacy
 from kyb_backup_pipeline.engine.errors import (
     CouldNotVerify,
     InvalidRequest,
@@ -82,7 +83,10 @@ def new_id(prefix: str, now: datetime) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Backup:
-    """One listed folder. ``manifest`` is None where it is damaged; ``problem`` then says how."""
+    """One listed folder. ``manifest`` is None where it is damaged; ``problem`` then says how.
+
+    Of a configuration archive of the old scripts ``folder`` is the encrypted file itself.
+    """
 
     backup_id: str
     kind: Kind
@@ -168,6 +172,8 @@ class Repository:
                     entry.name
                     for entry in entries
                     if _ID.fullmatch(entry.name) and os.path.exists(f"{entry.path}/{MANIFEST}")
+                } | {
+                    path.name.removesuffix(legacy.ENCRYPTED) for path in self._legacy_entries(kind)
                 }
         except FileNotFoundError:
             raise NotFound(f"there is no repository at {self.root}") from None
@@ -199,6 +205,11 @@ class Repository:
         valid_id(backup_id)
         for kind, place in FOLDERS.items():
             folder = self.root / place / backup_id
+            if kind == "configuration" and not _is_folder(folder):
+                folder = folder.with_name(backup_id + legacy.ENCRYPTED)
+                if folder.is_file() and (backup := self._read(kind, folder)):
+                    return backup
+                continue
             if _is_folder(folder):
                 backup = self._read(kind, folder)
                 return backup or Backup(
@@ -227,21 +238,24 @@ class Repository:
                 if folder.name == _WAL:
                     continue
                 partial = folder.name.startswith(".") and folder.name.endswith(_PARTIAL)
-                if partial or not (folder.name.startswith(".") or (folder / MANIFEST).exists()):
+                if partial or not (folder.name.startswith(".") or _has_manifest(folder)):
                     modified = datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
                     found.append(Leftover(folder=folder, partial=partial, modified=modified))
         return found
 
     @contextlib.contextmanager
-    def writing(self, kind: Kind, backup_id: str, *, now: datetime) -> Iterator[Staging]:
+    def writing(
+        self, kind: Kind, backup_id: str, *, now: datetime, purpose: str | None = None
+    ) -> Iterator[Staging]:
         """Hold the writer's lock of a kind and hand out a fresh folder for ``backup_id``.
 
         On leaving without ``publish`` the folder is removed. What killed runs left is swept when it
-        is older than 24 h. Raises InvalidRequest for a bad id or one in use, Locked.
+        is older than 24 h. ``purpose`` is told to whoever finds the lock taken. Raises InvalidRequest
+        for a bad id or one in use, Locked.
         """
         valid_id(backup_id)
         self.create()
-        with self._writer_lock(kind, backup_id, now):
+        with self._writer_lock(kind, backup_id, now, purpose):
             self._sweep(kind, now)
             if place := self._used(backup_id):
                 raise InvalidRequest(
@@ -266,7 +280,7 @@ class Repository:
     def reading(self, backup: Backup) -> Iterator[None]:
         """Hold a shared lock on a backup, so that nothing deletes it meanwhile."""
         try:
-            descriptor = os.open(backup.folder, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(backup.folder, os.O_RDONLY)
         except PermissionError as error:
             raise _closed(backup.folder) from error
         try:
@@ -277,6 +291,30 @@ class Repository:
             except OSError as error:
                 _log.warning("no lock on %s (%s): reading without", backup.folder, error.strerror)
             yield
+        finally:
+            os.close(descriptor)
+
+    def remove(self, backup: Backup) -> None:
+        """Delete a backup for ever; the records of its proofs stay.
+
+        It leaves the list at once, by a rename; whatever a kill leaves of it is swept later. Raises
+        Locked while somebody reads it.
+        """
+        descriptor = os.open(backup.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if backup.folder.is_dir():
+                gone = backup.folder.with_name(f".{backup.folder.name}{_PARTIAL}")
+                os.rename(backup.folder, gone)
+                flush_folder(gone.parent)
+                (gone / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(gone)
+            else:
+                backup.folder.unlink()
+            flush_folder(backup.folder.parent)
+        except BlockingIOError:
+            raise Locked(f"backup {backup.backup_id!r} is being read",
+                         hint="a verification, a restore test or a restore runs: try again later") from None  # fmt: skip
         finally:
             os.close(descriptor)
 
@@ -291,14 +329,29 @@ class Repository:
         return ProofRecords(self.root / _PROOFS)
 
     def _entries(self, kind: Kind) -> list[Path]:
-        return [folder for folder in _folders(self.folder(kind)) if _ID.fullmatch(folder.name)]
+        folders = [folder for folder in _folders(self.folder(kind)) if _ID.fullmatch(folder.name)]
+        return folders + [path for path in self._legacy_entries(kind) if not path.is_dir()]
+
+    def _legacy_entries(self, kind: Kind) -> list[Path]:
+        """Backups of files that the old scripts made: folders of state, encrypted files."""
+        place = self.folder(kind)
+        if kind == "application_state":
+            return [path.parent for path in place.glob(f"[!.]*/{legacy.METADATA}")
+                    if not (path.parent / MANIFEST).exists()]  # fmt: skip
+        if kind == "configuration":
+            return [path for path in place.glob(f"[!.]*{legacy.ENCRYPTED}")
+                    if _ID.fullmatch(path.name.removesuffix(legacy.ENCRYPTED)) and path.is_file()]  # fmt: skip
+        return []
 
     def _read(self, kind: Kind, folder: Path) -> Backup | None:
         path = folder / MANIFEST
         try:
             manifest = parse_manifest(path.read_bytes(), where=str(path))
+        except NotADirectoryError:
+            manifest = legacy.configuration_manifest(folder)
+            return Backup(backup_id=manifest.backup_id, kind=kind, folder=folder, manifest=manifest)
         except FileNotFoundError:
-            return None
+            return self._read_legacy(kind, folder)
         except (UnreadableManifest, OSError) as error:
             problem = error.message if isinstance(error, KybError) else f"{path}: {error.strerror}"
             return Backup(
@@ -310,8 +363,24 @@ class Repository:
             )
         return Backup(backup_id=folder.name, kind=manifest.type, folder=folder, manifest=manifest)
 
+    def _read_legacy(self, kind: Kind, folder: Path) -> Backup | None:
+        if kind != "application_state":
+            return None
+        problem = manifest = None
+        try:
+            if (manifest := legacy.application_manifest(folder)) is None:
+                return None
+        except UnreadableManifest as error:
+            problem = error.message
+        except OSError as error:
+            problem = f"{folder / legacy.METADATA}: {error.strerror}"
+        return Backup(
+            backup_id=folder.name, kind=kind, folder=folder, manifest=manifest, problem=problem
+        )
+
     def _used(self, backup_id: str) -> Path | None:
         places = [self.root / place / backup_id for place in (*FOLDERS.values(), _PROOFS)]
+        places.append(self.folder("configuration") / (backup_id + legacy.ENCRYPTED))
         return next((place for place in places if place.exists()), None)
 
     def _sweep(self, kind: Kind, now: datetime) -> None:
@@ -326,7 +395,9 @@ class Repository:
                              leftover.folder)  # fmt: skip
 
     @contextlib.contextmanager
-    def _writer_lock(self, kind: Kind, backup_id: str, now: datetime) -> Iterator[None]:
+    def _writer_lock(
+        self, kind: Kind, backup_id: str, now: datetime, purpose: str | None
+    ) -> Iterator[None]:
         path = self.root / _LOCKS / f"{kind}.lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -334,11 +405,13 @@ class Repository:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Locked(
-                    f"another {kind} backup is being written: {_holder(descriptor)}",
+                    f"another {kind.replace('_', ' ')} backup is being written: {_holder(descriptor)}",
                     hint="wait for it, or look why it hangs",
                 ) from None
             holder = {"backup": backup_id, "process": os.getpid(), "host": socket.gethostname(),
                       "since": now.isoformat(timespec="seconds")}  # fmt: skip
+            if purpose is not None:
+                holder = {"for": purpose, **holder}
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
             yield
@@ -360,6 +433,13 @@ def _kind_by_name(kind: Kind, name: str) -> Kind:
     if FOLDERS[kind] != FOLDERS["base"]:
         return kind
     return "base" if name.startswith("base_") else "incremental"
+
+
+def _has_manifest(folder: Path) -> bool:
+    return (folder / MANIFEST).exists() or (
+        str(folder.parent).endswith(FOLDERS["application_state"])
+        and (folder / legacy.METADATA).exists()
+    )
 
 
 def _is_folder(path: Path) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor, Method
-from kyb_backup_pipeline.engine.config import PostgresSettings
+from kyb_backup_pipeline.engine.config import PostgresSettings, Settings
 from kyb_backup_pipeline.engine.dump import (
     DIRECTORY,
     GLOBALS_FILE,
@@ -45,6 +45,7 @@ from kyb_backup_pipeline.engine.postgres import client_programs
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
 from kyb_backup_pipeline.engine.stream import EDGE
+from kyb_backup_pipeline.engine.verify_archive import examine_archives, examine_legacy
 from kyb_backup_pipeline.engine.verify_chain import examine_base, examine_increment
 
 LEGACY_FILE = "database.sql.gz"
@@ -57,7 +58,7 @@ def verify_backup(
     repository: Repository,
     backup: Backup,
     *,
-    programs: PostgresSettings,
+    settings: Settings,
     now: datetime,
     report: Reporter = silent,
     run_id: str | None = None,
@@ -67,9 +68,11 @@ def verify_backup(
     manifest = None
     try:
         with repository.reading(backup):
-            manifest = examine_manifest(backup, seen)
-            if manifest is not None:
-                _examine(repository, backup, manifest, programs, seen, report)
+            if backup.manifest is not None and backup.manifest.legacy and backup.kind != "full":
+                manifest = backup.manifest
+                examine_legacy(backup, manifest, settings.encryption, seen)
+            elif (manifest := examine_manifest(backup, seen)) is not None:
+                _examine(repository, backup, manifest, settings, seen, report)
     except CouldNotVerify as error:
         seen.unverifiable = error
     proof = _judge(backup, manifest, seen, now, run_id)
@@ -110,7 +113,7 @@ def _judge(
         finished_at=finished,
         findings=tuple(seen.findings),
         notes=tuple(seen.notes),
-        figures={"files": files, "bytes": seen.read, "seconds": round(seconds, 3)},
+        figures={"files": files, "bytes": seen.read, "seconds": round(seconds, 3), **seen.figures},
         run_id=run_id,
     )
 
@@ -175,7 +178,9 @@ def files_of(manifest: Manifest) -> tuple[BackupFile, ...]:
     """The files of a backup; for one of the old scripts the only one it has."""
     if not manifest.legacy:
         return manifest.files
-    return (BackupFile(path=LEGACY_FILE, size=manifest.file_size, sha256=manifest.checksum),)
+    return (
+        BackupFile(path=LEGACY_FILE, size=manifest.file_size, sha256=manifest.require_checksum()),
+    )
 
 
 def examine_file(folder: Path, file: BackupFile, seen: Examination) -> None:
@@ -199,7 +204,7 @@ def _examine(
     repository: Repository,
     backup: Backup,
     manifest: Manifest,
-    programs: PostgresSettings,
+    settings: Settings,
     seen: Examination,
     report: Reporter,
 ) -> None:
@@ -207,8 +212,10 @@ def _examine(
         examine_base(backup, manifest, seen, report)
     elif manifest.type == "incremental":
         examine_increment(repository, manifest, seen, report)
+    elif manifest.type == "full":
+        _examine_files(backup, manifest, settings.postgres, seen, report)
     else:
-        _examine_files(backup, manifest, programs, seen, report)
+        examine_archives(backup, manifest, settings.encryption, seen, report)
     if manifest.type != "full":
         _note_strangers(backup, {file.path for file in manifest.files}, seen)
 

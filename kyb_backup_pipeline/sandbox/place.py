@@ -16,6 +16,7 @@ from pathlib import Path
 
 import kyb_backup_pipeline
 from kyb_backup_pipeline.engine.config import PostgresSettings
+from kyb_backup_pipeline.engine.encryption import IDENTITY_FILE
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.postgres import server_account, server_programs
 from kyb_backup_pipeline.engine.process import Account
@@ -40,6 +41,11 @@ class Place:
     @property
     def application(self) -> Path:
         return self.root / "application"
+
+    @property
+    def identity_file(self) -> Path:
+        """The private key of the sandbox's archives."""
+        return self.root / "secrets" / IDENTITY_FILE
 
     @property
     def dagster_home(self) -> Path:

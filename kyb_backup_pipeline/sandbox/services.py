@@ -6,6 +6,7 @@ belongs to them.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,9 @@ from pathlib import Path
 from psycopg import sql
 
 from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.encryption import new_key_pair, public_keys
 from kyb_backup_pipeline.engine.errors import KybError
+from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import connect
 from kyb_backup_pipeline.sandbox import platform, sample_data
 from kyb_backup_pipeline.sandbox.cluster import Cluster
@@ -46,7 +49,9 @@ def start_sandbox(place: Place, say: Say) -> None:
     _make_storage(place)
     say("the platform's folder and HTTP service")
     platform.write_application_folder(place.application)
-    _start_platform_service(place)
+    start_platform_service(place)
+    if not place.identity_file.exists():
+        new_key_pair(place.identity_file.parent, utc_now())
     _write_settings(place)
     place.dagster_home.mkdir(exist_ok=True)
     shutil.copyfile(place.project / "dagster.yaml", place.dagster_home / "dagster.yaml")
@@ -179,7 +184,13 @@ def _make_role(cluster: Cluster, role: str, password: str) -> None:
         connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, password))
 
 
-def _start_platform_service(place: Place) -> None:
+def stop_platform_service(place: Place) -> None:
+    """Stop the HTTP service of the sample platform, if it runs."""
+    _stop(place, "platform")
+
+
+def start_platform_service(place: Place) -> None:
+    """Start it, unless it runs; returns once it answers."""
     if _running(place, "platform") is not None:
         return
     port_file = place.root / "run" / "platform.port"
@@ -190,6 +201,7 @@ def _start_platform_service(place: Place) -> None:
         [
             sys.executable, "-m", "kyb_backup_pipeline.sandbox.platform",
             "--root", place.application, "--port-file", port_file,
+            "--port", str(place.port("application")),
         ],
     )  # fmt: skip
     _await(place, "platform", port_file.exists)
@@ -212,8 +224,28 @@ password_file = "secrets/database"
 
 [backup]
 minimum_free = 268435456
+
+[encryption]
+# the key lies beside what it opens: fine for a sandbox, and for nothing else
+recipients = ["{public_keys(place.identity_file)[0]}"]
+identity_file = "{place.identity_file.relative_to(place.root)}"
+
+[application]
+root = "application"
+logs = "application/logs"
+flags_url = "http://127.0.0.1:{place.port("application")}/api/v1/admin/feature-flags"
+sessions = "query"
+sessions_query = "SELECT id, email, last_login FROM users WHERE last_login IS NOT NULL ORDER BY id LIMIT 500"
+stop_command = {_service_command(place, "stop")}
+start_command = {_service_command(place, "start")}
 """
     )
+
+
+def _service_command(place: Place, what: str) -> str:
+    """The command that stops or starts the platform's service, as TOML."""
+    module = "kyb_backup_pipeline.sandbox.service"
+    return json.dumps([sys.executable, "-m", module, what, "--root", str(place.root)])
 
 
 def _start(place: Place, name: str, argv: list[str | Path]) -> None:

@@ -1,0 +1,225 @@
+"""How archives are encrypted: age with public keys, or gpg with a passphrase.
+
+With age the host that backs up holds public keys only; what it wrote it cannot read. gpg is symmetric
+AES256, as in the procedures; the passphrase goes through a pipe, never through arguments, a prompt or
+an agent. Both are filters in processes of their own (``age_pipe``, ``gpg``), and both are to be trusted
+only once they have ended with 0: gpg hands out all of an altered file first.
+
+Anybody can open an archive without this software: docs/runbook.md has the lines.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from kyb_backup_pipeline.engine import age_pipe, process
+from kyb_backup_pipeline.engine.config import EncryptionSettings
+from kyb_backup_pipeline.engine.errors import CouldNotVerify, KybError, Refused, SettingsInvalid
+from kyb_backup_pipeline.engine.files import flush_folder
+
+Method = Literal["age", "gpg"]
+
+SUFFIX: dict[Method, str] = {"age": "age", "gpg": "gpg"}
+IDENTITY_FILE = "kyb_backup_identity.txt"
+
+_GPG = (
+    "--homedir", "/nonexistent", "--no-options", "--no-permission-warning", "--no-random-seed-file",
+    "--no-default-keyring", "--no-keyring", "--lock-never", "--no-autostart", "--batch", "--no-tty",
+    "--quiet", "--pinentry-mode", "loopback", "--passphrase-fd",
+)  # fmt: skip
+"""No home, no keys, no agent that stays behind: nothing but the passphrase and the stream."""
+_GPG_SEAL = (
+    "--cipher-algo", "AES256", "--s2k-mode", "3", "--s2k-digest-algo", "SHA512",
+    "--s2k-count", "65011712", "--compress-algo", "none", "--symmetric", "--output", "-",
+)  # fmt: skip
+
+
+class NoKeys(SettingsInvalid):
+    """There is nothing to encrypt with: no recipient, no passphrase, or no gpg."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyPair:
+    """A new key pair: its public key, and the file that holds the private one."""
+
+    recipient: str
+    file: Path
+
+
+def check_keys(settings: EncryptionSettings) -> tuple[str, ...]:
+    """The recipients (none for gpg) of what is encrypted with these settings. Raises NoKeys."""
+    import pyrage
+
+    if settings.method == "gpg":
+        _passphrase(settings, NoKeys)
+        _gpg(NoKeys)
+        return ()
+    if not settings.recipients:
+        raise NoKeys(
+            "nothing to encrypt with: encryption.recipients is empty",
+            hint="kyb-backup keys init makes a key pair, or set recipients to the public key of yours",
+        )
+    for recipient in settings.recipients:
+        try:
+            pyrage.x25519.Recipient.from_str(recipient)
+        except pyrage.RecipientError:
+            what = (
+                "a private key" if recipient.upper().startswith("AGE-SECRET") else repr(recipient)
+            )
+            raise NoKeys(
+                f"encryption.recipients holds {what}, which is no public key of age",
+                hint="a public key begins with age1; age-keygen -y prints it",
+            ) from None
+    return settings.recipients
+
+
+@contextlib.contextmanager
+def encrypting(settings: EncryptionSettings) -> Iterator[process.Child]:
+    """A running filter: what is written to its stdin comes out encrypted. Raises NoKeys."""
+    recipients = check_keys(settings)
+    if settings.method == "age":
+        with _filter(_age("encrypt", *recipients)) as child:
+            yield child
+    else:
+        with process.secret_pipe(_passphrase(settings, NoKeys)) as secret:
+            with _filter([_gpg(NoKeys), *_GPG, str(secret), *_GPG_SEAL], (secret,)) as child:
+                yield child
+
+
+def check_opening(settings: EncryptionSettings, method: Method) -> None:
+    """Is there what it takes to open an archive? Raises CouldNotVerify."""
+    if method == "gpg":
+        _passphrase(settings, CouldNotVerify)
+        _gpg(CouldNotVerify)
+        return
+    file = settings.identity_file
+    if file is None:
+        raise CouldNotVerify(
+            "no identity is set: the archive cannot be looked into here",
+            hint="encryption.identity_file names it, on the machine that has it",
+        )
+    try:
+        age_pipe.identities(file.read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CouldNotVerify(
+            f"the identity file {file} cannot be used: {reason}", hint="encryption.identity_file"
+        ) from None
+
+
+@contextlib.contextmanager
+def decrypting(settings: EncryptionSettings, method: Method) -> Iterator[process.Child]:
+    """A running filter that decrypts its stdin. Raises CouldNotVerify without the key.
+
+    Nothing that comes out may be trusted before ``opened`` has judged its end.
+    """
+    check_opening(settings, method)
+    if method == "age":
+        with _filter(_age("decrypt", str(settings.identity_file))) as child:
+            yield child
+    else:
+        with process.secret_pipe(_passphrase(settings, CouldNotVerify)) as secret:
+            argv = [_gpg(CouldNotVerify), *_GPG, str(secret), "--decrypt", "--output", "-"]
+            with _filter(argv, (secret,)) as child:
+                yield child
+
+
+class WrongKey(CouldNotVerify):
+    """The archive was encrypted for another key, or with another passphrase."""
+
+
+class Undecryptable(KybError):
+    """The encrypted data are damaged, altered, or end too early."""
+
+
+def opened(child: process.Child, method: Method, patience: float) -> None:
+    """Judge how the decryption ended. Raises WrongKey, Undecryptable."""
+    try:
+        child.finish(patience)
+    except process.ProcessFailed as error:
+        if method == "age" and child.returncode == age_pipe.NO_IDENTITY_FITS:
+            raise WrongKey(
+                "the archive is encrypted for another key than encryption.identity_file holds",
+                hint="the manifest names the recipients: kyb-backup show ID",
+            ) from None
+        if "Bad session key" in error.stderr:
+            raise WrongKey(
+                "gpg could not open it: the passphrase is another, or its first bytes are damaged",
+                hint="encryption.passphrase_file: is it the one of that time?",
+            ) from None
+        raise Undecryptable(f"cannot be decrypted: {error.message}") from None
+
+
+def new_key_pair(folder: Path, now: datetime) -> KeyPair:
+    """Make a key pair in ``folder``, as ``age-keygen`` would, mode 0600.
+
+    Raises Refused rather than write over a file, KybError if the folder cannot be written.
+    """
+    import pyrage
+
+    identity = pyrage.x25519.Identity.generate()
+    recipient = str(identity.to_public())
+    path = folder / IDENTITY_FILE
+    text = (
+        f"# created: {now.isoformat(timespec='seconds')}\n# public key: {recipient}\n{identity}\n"
+    )
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise Refused(
+            f"{path} exists, and a key is never overwritten",
+            hint="without it no archive made for it can be opened; choose another folder with --into",
+        ) from None
+    except OSError as error:
+        raise KybError(f"{path} cannot be written: {error.strerror}") from error
+    with open(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    flush_folder(folder)
+    return KeyPair(recipient=recipient, file=path)
+
+
+def public_keys(identity_file: Path) -> list[str]:
+    """The public keys of an identity file. Raises ValueError, OSError."""
+    return [str(i.to_public()) for i in age_pipe.identities(identity_file.read_text())]
+
+
+def _age(*arguments: str) -> list[str]:
+    return [sys.executable, "-I", str(Path(age_pipe.__file__).resolve()), *arguments]
+
+
+def _gpg(missing: type[KybError]) -> str:
+    found = shutil.which("gpg")
+    if found is None:
+        raise missing(
+            "gpg is not installed", hint='install gnupg, or set encryption.method = "age"'
+        )
+    return found
+
+
+def _passphrase(settings: EncryptionSettings, missing: type[KybError]) -> str:
+    passphrase = settings.passphrase.get_secret_value() if settings.passphrase else ""
+    if not passphrase:
+        raise missing(
+            "no passphrase is set for gpg",
+            hint="set encryption.passphrase_file, or KYB_ENCRYPTION__PASSPHRASE",
+        )
+    if "\n" in passphrase:
+        raise missing("the passphrase holds a line break: gpg reads the first line only")
+    return passphrase
+
+
+@contextlib.contextmanager
+def _filter(argv: Sequence[str | Path], pass_fds: Sequence[int] = ()) -> Iterator[process.Child]:
+    with process.start(argv, stdin=process.PIPE, stdout=process.PIPE, pass_fds=pass_fds) as child:
+        process.widen_pipe(child.stdin)
+        process.widen_pipe(child.stdout)
+        yield child
