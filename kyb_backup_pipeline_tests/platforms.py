@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -158,6 +159,17 @@ def _seen(path: Path) -> object:
     if path.is_file():
         return (path.read_bytes(), path.stat().st_mode & 0o7777, path.stat().st_mtime_ns)
     return "folder" if path.is_dir() else "special"
+
+
+@contextlib.contextmanager
+def gpg_home() -> Iterator[str]:
+    """A home for gpg as an operator has one, with a path that its agent's socket fits into."""
+    home = tempfile.mkdtemp(prefix="gpg-", dir="/tmp")
+    try:
+        yield home
+    finally:
+        subprocess.run(["gpgconf", "--homedir", home, "--kill", "gpg-agent"], check=True)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace, Refu
 from kyb_backup_pipeline.engine.file_restore import Options, restore_into
 from kyb_backup_pipeline.engine.manifest import MANIFEST, MANIFEST_CHECKSUM, utc_now
 from kyb_backup_pipeline.engine.store import Backup, checksum_line
-from kyb_backup_pipeline_tests.platforms import PASSPHRASE, SECRET, Platform
+from kyb_backup_pipeline_tests.platforms import PASSPHRASE, SECRET, Platform, gpg_home
 from kyb_backup_pipeline_tests.running import Cli, children_of, none_alive, wait_until
 
 METHODS = ["age", "gpg"]
@@ -126,12 +126,11 @@ def test_an_operator_opens_it_without_this_software(
     line = line.replace("-C DIR", f"-C {tmp_path / 'out'}").replace(
         " FILE ", f" {tmp_path / 'pass'} "
     )
-    environment = {**os.environ, "GNUPGHOME": str(tmp_path / "gnupg")}
-    (tmp_path / "gnupg").mkdir(mode=0o700)
-    subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {line}"], cwd=backup.folder, check=True, env=environment
-    )
-    subprocess.run(["gpgconf", "--kill", "gpg-agent"], env=environment, check=True)
+    with gpg_home() as home:
+        subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {line}"],
+            cwd=backup.folder, check=True, env={**os.environ, "GNUPGHOME": home},
+        )  # fmt: skip
     found = platform.tree(tmp_path / "out")
     assert set(found) >= {"configs/soft.yaml", "configs/two\nlines", "services/api/local.env"}
     secret = Path("configs", "secrets.env")

@@ -710,6 +710,19 @@ def checks(instance: dg.DagsterInstance, backup_id: str) -> dict[str, str]:
     }
 
 
+def green(instance: dg.DagsterInstance, key: dg.AssetKey, backup_id: str) -> bool:
+    """Whether the backup's partition is materialized in an asset, with every check passed."""
+    (family,) = [f for f in FAMILIES.values() if key in (f.backup, *f.proofs.values())]
+    status = instance.get_status_by_partition(key, [backup_id], family.partitions) or {}
+    value = status.get(backup_id)
+    checks = [dg.AssetCheckKey(key, name) for name in {**WAL_CHECKS, **FILE_CHECKS}[key]]
+    found = instance.event_log_storage.get_asset_check_partition_info(
+        checks, partition_keys=[backup_id]
+    )
+    passed = [one.latest_execution_status.value == "SUCCEEDED" for one in found if one.is_current]
+    return value is not None and value.value == "MATERIALIZED" and passed == [True] * len(checks)
+
+
 def severities(result: dg.ExecuteInProcessResult) -> set[str]:
     return {one.severity.value for one in result.get_asset_check_evaluations()}
 

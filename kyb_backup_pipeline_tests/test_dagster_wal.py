@@ -10,14 +10,14 @@ import pytest
 from kyb_backup_pipeline.definitions import defs
 from kyb_backup_pipeline.defs.backup_view import chain_check
 from kyb_backup_pipeline.defs.incremental import base_backup_sensor
-from kyb_backup_pipeline.defs.partitions import BASE, FAMILIES, INCREMENTAL
+from kyb_backup_pipeline.defs.partitions import BASE, INCREMENTAL
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline_tests.conftest import settings_file
 from kyb_backup_pipeline_tests.test_dagster import (
-    WAL_CHECKS,
     failure,
+    green,
     new_instance,
     newest_metadata,
     run,
@@ -44,19 +44,6 @@ def primary(place: Path, tmp_path: Path, drills: Path) -> Iterator[Primary]:
 def engine(primary: Primary, tmp_path: Path) -> EngineResource:
     file = settings_file(primary.settings, tmp_path / "kyb_backup.toml")
     return EngineResource(config_file=str(file))
-
-
-def green(instance: dg.DagsterInstance, key: dg.AssetKey, backup_id: str) -> bool:
-    """Whether the backup's partition is materialized in an asset, with every check passed."""
-    (family,) = [f for f in FAMILIES.values() if key in (f.backup, *f.proofs.values())]
-    status = instance.get_status_by_partition(key, [backup_id], family.partitions) or {}
-    value = status.get(backup_id)
-    checks = [dg.AssetCheckKey(key, name) for name in WAL_CHECKS[key]]
-    found = instance.event_log_storage.get_asset_check_partition_info(
-        checks, partition_keys=[backup_id]
-    )
-    passed = [one.latest_execution_status.value == "SUCCEEDED" for one in found if one.is_current]
-    return value is not None and value.value == "MATERIALIZED" and passed == [True] * len(checks)
 
 
 def test_base_increment_and_point_in_time_test_are_green_and_linked(

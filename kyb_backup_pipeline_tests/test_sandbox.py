@@ -4,7 +4,10 @@ A real Dagster instance with PostgreSQL storage, its webserver and its daemon.
 """
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -52,8 +55,12 @@ def test_the_demo_proves_a_backup_through_dagster_and_can_run_again(folder: Path
     listed = json.loads(mine.run("list", "--json").stdout)
     tested = {line["id"]: line["restore_test"] for line in listed if line["kind"] == "full"}
     assert tested == dict.fromkeys(ids, "passed")
-    kinds = [(line["kind"], line["verification"]) for line in listed if line["kind"] != "full"]
-    assert sorted(kinds) == [("base", "passed")] * 2 + [("incremental", "passed")] * 2
+    verified = [(line["kind"], line["verification"]) for line in listed]
+    assert sorted(verified) == [
+        (kind, "passed")
+        for kind in ("application_state", "base", "configuration", "full", "incremental")
+        for _ in range(2)
+    ]
     assert mine.run("check").returncode == 0
     port = (folder / "run" / "platform.port").read_text().strip()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
@@ -102,7 +109,33 @@ def test_the_ui_shows_backups_of_the_command_line_and_launches_one_with_an_own_i
     pages = json.dumps(ask(port, "{ runsOrError { ... on Runs { results { runConfigYaml tags "
                                  "{ key value } } } } instance { info } }"))  # fmt: skip
     for secret in (folder / "secrets").iterdir():
-        assert secret.read_text() not in pages
+        assert secret.read_text().splitlines()[-1] not in pages
+    a_pipeline_stops_where_the_state_could_not_be_saved(folder, port)
+
+
+def a_pipeline_stops_where_the_state_could_not_be_saved(folder: Path, port: int) -> None:
+    """The very lines of the runbook, against this Dagster."""
+    runbook = (Path(__file__).parent.parent / "docs" / "runbook.md").read_text()
+    (script,) = [
+        part for part in re.findall(r"```sh\n(.*?)```", runbook, re.S) if "launchRun" in part
+    ]
+    environment = {"PATH": os.environ["PATH"], "DAGSTER": f"http://127.0.0.1:{port}"}
+
+    def pipeline(version: str) -> int:
+        variables = {**environment, "VERSION": version}
+        return subprocess.run(["bash", "-c", script], env=variables, check=False).returncode
+
+    assert pipeline("v5.0.0") == 0
+    mine = Cli(folder / "kyb_backup.toml")
+    saved = json.loads(mine.run("show", "app_v5.0.0", "--json").stdout)
+    assert (saved["deployment"], saved["components"]["sessions"]) == ("v5.0.0", True)
+    service = [sys.executable, "-m", "kyb_backup_pipeline.sandbox.service"]
+    subprocess.run([*service, "stop", "--root", str(folder)], check=True)
+    assert pipeline("v5.0.1") == 1
+    assert mine.run("show", "app_v5.0.1").returncode == 9
+    run = mine.run("restore", "application", "app_v5.0.0", "--yes")
+    assert run.returncode == 0, run.stderr  # which starts it again
+    assert pipeline("v5.0.1-again") == 0
 
 
 def are_green(port: int, asset: str, partitions: set[str]) -> bool:
