@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kyb_backup_pipeline.engine.compression import Decompressor, compressor
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError
 from kyb_backup_pipeline.engine.tree import Changed, Found, shown, unreadable
 
@@ -114,9 +115,7 @@ class ArchiveWriter:
         self._write = write
         self._size_limit = size_limit
         self._setting = setting
-        self._list = bytearray(
-            json.dumps({"kyb_members": 1, "salt": secrets.token_hex(32)}).encode() + b"\n"
-        )
+        self._list = _MemberList()
         self._members = 0
         self.bytes = 0
         self._links: dict[tuple[int, int], str] = {}
@@ -152,16 +151,13 @@ class ArchiveWriter:
 
     def close(self) -> Written:
         """Write the list and the end."""
-        content = bytes(self._list)
-        member = Member(path=MEMBER_LIST, kind="file", mode=0o600, size=len(content))
-        self._write(_header(member))
-        self._content(content)
+        size, sha256, pieces = self._list.finished()
+        self._write(_header(Member(path=MEMBER_LIST, kind="file", mode=0o600, size=size)))
+        for piece in pieces:
+            self._write(piece)
+        self._write(_padding(size))
         self._write(bytes(2 * _RECORD))
-        return Written(
-            members=self._members,
-            content_bytes=self.bytes,
-            members_sha256=hashlib.sha256(content).hexdigest(),
-        )
+        return Written(members=self._members, content_bytes=self.bytes, members_sha256=sha256)
 
     def _add_file(self, found: Found, growing: bool) -> None:
         try:
@@ -224,7 +220,7 @@ class ArchiveWriter:
             raise BackupFailed(f"a file is called {MEMBER_LIST}, as the list of members is",
                                hint="what does an unpacked archive do here? remove or exclude it")  # fmt: skip
         self._members += 1
-        self._list += member.line()
+        self._list.add(member.line())
 
     def _count(self, size: int) -> None:
         self.bytes += size
@@ -233,6 +229,27 @@ class ArchiveWriter:
                 f"there is more than {self._size_limit / 1e6:,.0f} MB to back up",
                 hint=f"look what makes it large, exclude it, or raise {self._setting}",
             )
+
+
+class _MemberList:
+    """The list while the archive is written: compressed, since it is in memory until the end."""
+
+    def __init__(self) -> None:
+        self._compressor = compressor("zstd", level=1, threads=1)
+        self._kept = bytearray()
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self.add(json.dumps({"kyb_members": 1, "salt": secrets.token_hex(32)}).encode() + b"\n")
+
+    def add(self, line: bytes) -> None:
+        self._size += len(line)
+        self._digest.update(line)
+        self._kept += self._compressor.compress(line)
+
+    def finished(self) -> tuple[int, str, Iterator[bytes]]:
+        """Its size, its SHA-256, and its bytes piece by piece."""
+        self._kept += self._compressor.flush()
+        return self._size, self._digest.hexdigest(), Decompressor("zstd").feed(self._kept)
 
 
 @dataclass(frozen=True)
