@@ -25,6 +25,7 @@ from kyb_backup_pipeline.engine.file_backup import (
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.swap import REPLACED, UNDONE
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.sandbox.cluster import free_port
 from kyb_backup_pipeline.sandbox.platform import write_application_folder
@@ -125,9 +126,14 @@ class Platform:
             return json.load(answer)
 
     def tree(self, folder: Path | None = None) -> dict[str, object]:
-        """Every file with its content and mode, every link with its target."""
+        """Every file with its content and mode, every link with its target; without what restores took
+        out of place and left beside."""
         top = folder or self.root
-        return {str(path.relative_to(top)): _seen(path) for path in sorted(top.rglob("*"))}
+        return {
+            str(path.relative_to(top)): _seen(path)
+            for path in sorted(top.rglob("*"))
+            if not any(part.startswith((REPLACED, UNDONE)) for part in path.relative_to(top).parts)
+        }
 
     def file(self, path: Path, *, without: tuple[str, ...] = ()) -> Path:
         """A settings file with these settings, for a process of its own."""

@@ -107,7 +107,7 @@ def test_sockets_fifos_and_targets_outside_are_left_out_with_a_note(
     with pytest.raises(Refused, match="is a link out of the folder, to /etc/hostname"):
         restore_into(platform.settings, backup, tmp_path / "r", Options())
     assert not (tmp_path / "r").exists()
-    restore_into(platform.settings, backup, tmp_path / "r", Options(skip_links=True))
+    restore_into(platform.settings, backup, tmp_path / "r", Options(skip_unsafe=True))
     assert not os.path.lexists(tmp_path / "r" / "configs" / "outside")
 
 

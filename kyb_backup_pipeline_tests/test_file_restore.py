@@ -337,7 +337,7 @@ def test_a_folder_that_became_a_link_is_not_written_through(
     outside = tmp_path / "outside"
     outside.mkdir()
     nested.symlink_to(outside)
-    with pytest.raises(RestoreFailed, match=r"is a link out of .* now"):
+    with pytest.raises(RestoreFailed, match=r"services is no folder of .* now"):
         restore(platform, backup)
     assert not list(outside.iterdir())
 

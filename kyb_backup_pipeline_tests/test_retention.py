@@ -22,10 +22,12 @@ def backup(kind: Kind, name: str, days: float, deployment: str | None = None) ->
     return Backup(backup_id=name, kind=kind, folder=Path(name), manifest=manifest)
 
 
-def plan(*backups: Backup, verified: tuple[str, ...] = (), **settings: int) -> list[str]:
+def plan(
+    *backups: Backup, verified: tuple[str, ...] = (), bad: tuple[str, ...] = (), **settings: int
+) -> list[str]:
     decisions = plan_retention(
         sorted(backups, key=lambda b: b.manifest.completed_at if b.manifest else NOW, reverse=True),
-        {name: True for name in verified},
+        {name: name in verified for name in (*verified, *bad)},
         RetentionSettings(**settings),
         NOW,
     )
@@ -60,6 +62,21 @@ def test_configuration_goes_by_age_but_never_the_newest_nor_the_newest_that_was_
     assert plan(*young, verified=("c0",)) == [
         "keep c0: 89 days old, not older than 90",
         "delete c1: 90 days old, older than 90",
+    ]
+
+
+def test_what_failed_its_verification_stays_and_stands_for_nothing() -> None:
+    states = [backup("application_state", f"a{n}", n, f"v{n}") for n in (1, 2, 3)]
+    assert plan(*states, bad=("a1",), application_deployments=1) == [
+        "keep a1: its verification failed: look at it",
+        "keep a2: deployment v2 is among the newest 1",
+        "delete a3: deployment v3 is older than the newest 1",
+    ]
+    archives = [backup("configuration", f"c{n}", 100 + n) for n in range(3)]
+    assert plan(*archives, bad=("c0",)) == [
+        "keep c0: its verification failed: look at it",
+        "keep c1: the newest is never deleted",
+        "delete c2: 102 days old, older than 90",
     ]
 
 

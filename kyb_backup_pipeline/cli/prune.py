@@ -8,7 +8,7 @@ import click
 from kyb_backup_pipeline.cli.session import Session, with_session
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.manifest import utc_now
-from kyb_backup_pipeline.engine.retention import PRUNED, Decision, plan_retention, prune
+from kyb_backup_pipeline.engine.retention import PRUNED, Decision, plan_retention, proved, prune
 from kyb_backup_pipeline.engine.store import Repository
 
 
@@ -33,7 +33,7 @@ def command(session: Session, dry_run: bool, yes: bool, as_json: bool) -> None:
     settings = session.settings()
     repository = Repository(settings.repository)
     backups = repository.backups(PRUNED)
-    verified = {b.backup_id: _passed(repository, b.backup_id) for b in backups}
+    verified = {b.backup_id: proved(repository, b.backup_id) for b in backups}
     decisions = plan_retention(backups, verified, settings.retention, utc_now())
     doomed = [decision for decision in decisions if not decision.keep]
     _show(decisions, as_json)
@@ -46,11 +46,6 @@ def command(session: Session, dry_run: bool, yes: bool, as_json: bool) -> None:
     prune(repository, decisions)
     if not as_json:
         click.echo(f"{len(doomed)} deleted")
-
-
-def _passed(repository: Repository, backup_id: str) -> bool:
-    record = repository.records.latest(backup_id).get("verification")
-    return record is not None and record.verdict == "passed"
 
 
 def _show(decisions: list[Decision], as_json: bool) -> None:

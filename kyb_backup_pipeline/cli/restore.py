@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kyb_backup_pipeline.cli.restore_database import database, replaced, rollback
 from kyb_backup_pipeline.cli.restore_files import application, configuration, repair
 from kyb_backup_pipeline.cli.session import Session, size, with_session
 from kyb_backup_pipeline.engine.errors import Refused
@@ -20,7 +21,7 @@ def command() -> None:
     """Bring back what was backed up."""
 
 
-for _verb in (configuration, application, repair):
+for _verb in (database, rollback, replaced, configuration, application, repair):
     command.add_command(_verb)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from kyb_backup_pipeline.cli.session import Session, with_session
+from kyb_backup_pipeline.engine.database_restore import repair_database
 from kyb_backup_pipeline.engine.errors import InvalidRequest, NotFound, Refused
 from kyb_backup_pipeline.engine.file_backup import configuration_root
 from kyb_backup_pipeline.engine.file_restore import (
@@ -22,6 +23,8 @@ from kyb_backup_pipeline.engine.file_restore import (
     restore_into,
 )
 from kyb_backup_pipeline.engine.manifest import Kind, utc_now
+from kyb_backup_pipeline.engine.recovery_journal import Journals
+from kyb_backup_pipeline.engine.restore_outlook import restoring_target
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.tree import shown
 
@@ -42,7 +45,11 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--without-service", is_flag=True, help="Do not stop and start the service."
             ),
             click.option("--no-owner", is_flag=True, help="Files belong to whoever restores them."),
-            click.option("--skip-links", is_flag=True, help="Leave links out of the folder out."),
+            click.option(
+                "--skip-unsafe",
+                is_flag=True,
+                help="Leave links out of the folder, devices and FIFOs out.",
+            ),
             click.option("--json", "as_json", is_flag=True, help="Print plan and outcome as JSON."),
         ]
     ):
@@ -114,11 +121,18 @@ Examples:
 )
 @with_session
 def repair(session: Session) -> None:
-    """Undo a restore that was killed: put the old state back, and start the service."""
-    bases = repair_all(session.settings())
-    for base in bases:
-        click.echo(f"{base}: the old state stands again, and the service was started")
-    if not bases:
+    """Finish what a killed restore left, and start the service.
+
+    Files: the old state is put back. The database: one that was killed before the swap is undone (the
+    live database was never touched), one that was killed behind it is complete.
+    """
+    settings = session.settings()
+    said = repair_all(settings)
+    if Journals.of(settings).all(restoring_target(settings)):
+        said += repair_database(settings)
+    for text in said:
+        click.echo(text)
+    if not said:
         click.echo("there is nothing to repair")
 
 
@@ -152,7 +166,7 @@ def _restore(
         flags=not flags.get("without_flags", False),
         service=not flags["without_service"],
         owners=not flags["no_owner"],
-        skip_links=flags["skip_links"],
+        skip_unsafe=flags["skip_unsafe"],
         logs_into=logs_into,
     )
     as_json = flags["as_json"]
@@ -203,12 +217,15 @@ def _tell(done: Restored, as_json: bool) -> None:
     if as_json:
         document = {"id": done.backup_id, "folder": str(done.folder), "files": done.files,
                     "units": done.units, "saved_as": done.saved_as, "flags_restored": done.flags,
-                    "interruption_seconds": done.interruption, "notes": done.notes}  # fmt: skip
+                    "interruption_seconds": done.interruption,
+                    "kept": str(done.kept) if done.kept else None, "notes": done.notes}  # fmt: skip
         click.echo(json.dumps(document, indent=2))
         return
     click.echo(f"{done.files} files restored in {done.folder}")
     if done.saved_as:
         click.echo(f"what was there before is in {done.saved_as}")
+    if done.kept:
+        click.echo(f"and lies in {done.kept}: remove that when you do not need it any more")
     if done.flags:
         click.echo("the feature flags were posted back")
     if done.interruption is not None:

@@ -94,8 +94,15 @@ class Member:
     def from_line(cls, line: bytes) -> "Member":
         """Read a line of the list. Raises ArchiveDamaged."""
         try:
-            return cls(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            member = cls(**json.loads(line))
+            numbers = (member.mode, member.uid, member.gid, member.mtime_ns, member.size)
+            texts = (member.path, member.kind, member.target or "", member.sha256 or "")
+            if not all(type(n) is int and abs(n) < 2**63 for n in numbers):
+                raise TypeError
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError
+            return member
+        except (ValueError, TypeError, RecursionError) as error:
             raise ArchiveDamaged(f"{MEMBER_LIST} holds a line that cannot be read") from error
 
 
@@ -118,6 +125,9 @@ class ArchiveWriter:
         self._list = _MemberList()
         self._members = 0
         self.bytes = 0
+        self.files = 0
+        self.notes: list[str] = []
+        self._attributed = 0
         self._links: dict[tuple[int, int], str] = {}
 
     def add(self, found: Found, *, growing: bool = False) -> None:
@@ -128,6 +138,7 @@ class ArchiveWriter:
         """
         status = found.status
         mode = status.st_mode
+        self._attributed += _has_attributes(found.source)
         if stat.S_ISDIR(mode):
             self._header(self._member(found, "folder", whole=found.whole))
         elif stat.S_ISLNK(mode):
@@ -151,6 +162,9 @@ class ArchiveWriter:
 
     def close(self) -> Written:
         """Write the list and the end."""
+        if self._attributed:
+            self.notes.append(f"{self._attributed} entries have ACLs or extended attributes, which are "
+                              "not in this backup")  # fmt: skip
         size, sha256, pieces = self._list.finished()
         self._write(_header(Member(path=MEMBER_LIST, kind="file", mode=0o600, size=size)))
         for piece in pieces:
@@ -163,6 +177,8 @@ class ArchiveWriter:
         try:
             descriptor = os.open(found.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
+            if growing:
+                return
             raise Changed(found.path) from None
         except OSError as error:
             raise unreadable(found.source, error) from error
@@ -186,7 +202,7 @@ class ArchiveWriter:
 
     def _copy(self, file: Any, size: int, found: Found, growing: bool) -> str:
         digest = hashlib.sha256()
-        left = size
+        left, cut = size, False
         while left:
             try:
                 block = file.read(min(left, _BLOCK))
@@ -195,7 +211,11 @@ class ArchiveWriter:
             if not block:
                 if not growing:
                     raise Changed(found.path)
-                block = bytes(min(left, _BLOCK))  # a log that was cut: what is gone reads as zeros
+                if not cut:
+                    self.notes.append(f"{shown(found.path)} was cut while it was read: its last {left} "
+                                      "bytes are zeros")  # fmt: skip
+                cut = True
+                block = bytes(min(left, _BLOCK))
             digest.update(block)
             self._write(block)
             left -= len(block)
@@ -220,6 +240,7 @@ class ArchiveWriter:
             raise BackupFailed(f"a file is called {MEMBER_LIST}, as the list of members is",
                                hint="what does an unpacked archive do here? remove or exclude it")  # fmt: skip
         self._members += 1
+        self.files += member.kind != "folder"
         self._list.add(member.line())
 
     def _count(self, size: int) -> None:
@@ -442,6 +463,14 @@ def _described(header: tarfile.TarInfo, long: dict[str, str]) -> Member:
 
 def _padding(size: int) -> bytes:
     return bytes(-size % _RECORD)
+
+
+def _has_attributes(path: str) -> bool:
+    """Whether an entry has an ACL or extended attributes, but for labels that every file has."""
+    try:
+        return bool(set(os.listxattr(path, follow_symlinks=False)) - {"security.selinux"})
+    except OSError:
+        return False
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -12,8 +12,10 @@ from kyb_backup_pipeline.engine.errors import BackupFailed, CouldNotVerify
 from kyb_backup_pipeline.engine.file_backup import configuration_root, configured_selection
 from kyb_backup_pipeline.engine.file_restore import bases_of
 from kyb_backup_pipeline.engine.platform_api import fetch_flags
-from kyb_backup_pipeline.engine.swap import unfinished
-from kyb_backup_pipeline.engine.tree import walk
+from kyb_backup_pipeline.engine.postgres import Target
+from kyb_backup_pipeline.engine.recovery_journal import Journals
+from kyb_backup_pipeline.engine.swap import kept, unfinished
+from kyb_backup_pipeline.engine.tree import Changed, walk
 
 Level = Literal["ok", "warning", "error"]
 
@@ -34,8 +36,16 @@ def archives(settings: Settings) -> Iterator[Line]:
     yield from _configuration(settings)
     yield from _application(settings.application)
     for base in bases_of(settings):
-        for folder in unfinished(base) if base.is_dir() else ():
-            yield Line("error", "restore", f"{folder} was left by a restore that was killed",
+        for work in unfinished(base) if base.is_dir() else ():
+            yield Line("error", "restore", f"{work.folder} was left by a restore that was killed",
+                       "kyb-backup restore repair")  # fmt: skip
+        for folder in kept(base) if base.is_dir() else ():
+            yield Line(
+                "ok", "restore", f"{folder} is what a restore took out of place: remove it one day"
+            )
+    for journal in Journals.of(settings).all(Target.of(settings)):
+        if journal.abandoned():
+            yield Line("error", "restore", f"{journal.restore_id} of {journal.backup_id} was killed",
                        "kyb-backup restore repair")  # fmt: skip
 
 
@@ -83,6 +93,9 @@ def _configuration(settings: Settings) -> Iterator[Line]:
                 yield Line("error", "configuration", f"{entry.path} may not be read by this user",
                            "run as a user who may, or leave it out: configuration.exclude")  # fmt: skip
                 return
+    except Changed as error:
+        yield Line("warning", "configuration", error.message)
+        return
     except BackupFailed as error:
         yield Line("error", "configuration", error.message, error.hint)
         return

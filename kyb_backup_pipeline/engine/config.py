@@ -165,8 +165,25 @@ class ConfigurationSettings(_Section):
     include: tuple[NonEmpty, ...] = (
         "*.env", ".env.*", "/configs/", "/deployments/", "/secrets/",
     )  # fmt: skip
-    exclude: tuple[NonEmpty, ...] = (".git/", "node_modules/", ".kyb-restore-*/")
+    exclude: tuple[NonEmpty, ...] = (".git/", "node_modules/")
     size_limit: int = Field(1024**3, ge=1)
+
+
+class RecoverySettings(_Section):
+    """How the database is brought back. Without ``user`` it is done as ``database.user``.
+
+    ``health_url`` is asked after the service was started; times in seconds.
+    """
+
+    user: NonEmpty | None = None
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    jobs: int = Field(2, ge=1, le=64)
+    stall_timeout: Seconds = 3600
+    health_url: str | None = None
+    health_timeout: Seconds = 60
+    journals: Path | None = None
+    allow_from_ui: bool = False
 
 
 class RetentionSettings(_Section):
@@ -201,6 +218,7 @@ class Settings(_Section):
     encryption: EncryptionSettings = EncryptionSettings()
     application: ApplicationSettings = ApplicationSettings()
     configuration: ConfigurationSettings = ConfigurationSettings()
+    recovery: RecoverySettings = RecoverySettings()
     retention: RetentionSettings = RetentionSettings()
     schedules: ScheduleSettings = ScheduleSettings()
 
@@ -282,6 +300,8 @@ _PATH_KEYS = (
     ("application", "logs"),
     ("application", "token_file"),
     ("configuration", "root"),
+    ("recovery", "password_file"),
+    ("recovery", "journals"),
 )
 """Paths in the file are taken relative to the folder the file stands in."""
 
@@ -365,6 +385,7 @@ _SECRET_FILES = (
     ("database", "password"),
     ("encryption", "passphrase"),
     ("application", "token"),
+    ("recovery", "password"),
 )
 """Settings that can stand in a file of their own, named by the same key with ``_file``."""
 

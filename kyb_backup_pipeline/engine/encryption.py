@@ -105,6 +105,8 @@ def check_opening(settings: EncryptionSettings, method: Method) -> None:
             hint="encryption.identity_file names it, on the machine that has it",
         )
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no regular file")
         age_pipe.identities(file.read_text())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -130,6 +132,14 @@ def decrypting(settings: EncryptionSettings, method: Method) -> Iterator[process
                 yield child
 
 
+_NOT_OURS = {
+    "No secret key": "it is encrypted for a private key, not with a passphrase",
+    "No public key": "it is signed, and the signature cannot be looked at here",
+    "not integrity protected": "it has no integrity protection, as very old versions of gpg made them",
+}
+"""What gpg says of files that are good, but not of the kind that is made here."""
+
+
 class WrongKey(CouldNotVerify):
     """The archive was encrypted for another key, or with another passphrase."""
 
@@ -148,6 +158,14 @@ def opened(child: process.Child, method: Method, patience: float) -> None:
                 "the archive is encrypted for another key than encryption.identity_file holds",
                 hint="the manifest names the recipients: kyb-backup show ID",
             ) from None
+        if method == "age" and child.returncode == age_pipe.IDENTITY_UNUSABLE:
+            raise CouldNotVerify(
+                f"the identity file cannot be used: {error.stderr}", hint="encryption.identity_file"
+            ) from None
+        for said, meaning in _NOT_OURS.items():
+            if said in error.stderr:
+                raise CouldNotVerify(f"gpg does not open it: {meaning}",
+                                     hint="open it by hand, with the keys it was made for") from None  # fmt: skip
         if "Bad session key" in error.stderr:
             raise WrongKey(
                 "gpg could not open it: the passphrase is another, or its first bytes are damaged",

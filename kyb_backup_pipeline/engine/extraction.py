@@ -19,7 +19,7 @@ from pathlib import Path
 from kyb_backup_pipeline.engine.archive import MEMBER_LIST, Entry, Member, MemberCheck
 from kyb_backup_pipeline.engine.errors import Refused, RestoreFailed
 from kyb_backup_pipeline.engine.stream import write_all
-from kyb_backup_pipeline.engine.tree import shown
+from kyb_backup_pipeline.engine.tree import DEEPEST, leads_out, shown
 from kyb_backup_pipeline.engine.verify_archive import hashed, with_digest
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -35,13 +35,13 @@ class Rules:
     """``take`` gives the place of a member in the new folder, None for one to leave out.
 
     ``captured`` are members whose content is kept in memory. With ``owners`` files get the owners they
-    had; with ``skip_links`` links out of the folder are left out instead of refused.
+    had; with ``skip_unsafe`` links out of the folder, devices and FIFOs are left out instead of refused.
     """
 
     take: Take
     captured: Collection[str] = ()
     owners: bool = True
-    skip_links: bool = False
+    skip_unsafe: bool = False
 
 
 @dataclass
@@ -115,8 +115,10 @@ class _Place:
             self._make_hardlink(parent, name, path, member)
         elif member.kind == "file":
             return self._make_file(parent, name, path, entry)
+        elif self._rules.skip_unsafe:
+            self.unpacked.notes.append(f"left out: {shown(path)}, a device or a FIFO")
         else:
-            raise _refused(member, "is a device or a FIFO")
+            raise _refused(member, "is a device or a FIFO", "--skip-unsafe leaves them out")
         return member
 
     def settle(self, listed: Member) -> None:
@@ -186,11 +188,11 @@ class _Place:
         self._folders[path] = member
 
     def _make_symlink(self, parent: int, name: str, path: str, member: Member) -> None:
-        if _leads_out(path, member.target or ""):
-            if not self._rules.skip_links:
+        if leads_out(path, member.target or ""):
+            if not self._rules.skip_unsafe:
                 raise _refused(
                     member, f"is a link out of the folder, to {shown(member.target or '')}",
-                    "--skip-links leaves such links out",
+                    "--skip-unsafe leaves such links out",
                 )  # fmt: skip
             self.unpacked.notes.append(
                 f"left out: the link {shown(path)} to {shown(member.target or '')}"
@@ -262,22 +264,10 @@ class _Place:
 def _parts(path: str) -> list[str]:
     """The names that make up a path. Raises Refused if it leads anywhere but down."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
-    if path.startswith("/") or ".." in parts or "\0" in path:
+    if path.startswith("/") or ".." in parts or "\0" in path or len(parts) > DEEPEST:
         raise Refused(f"the archive holds {shown(path)!r}, which leads out of the folder",
                       hint="nothing was changed; where does this archive come from?")  # fmt: skip
     return parts
-
-
-def _leads_out(path: str, target: str) -> bool:
-    """Whether a link leads out. ``..`` counts only at the beginning: behind another link it could be
-    anywhere."""
-    if not target or target.startswith("/") or "\0" in target:
-        return True
-    parts = [part for part in target.split("/") if part not in ("", ".")]
-    up = 0
-    while up < len(parts) and parts[up] == "..":
-        up += 1
-    return ".." in parts[up:] or up > path.count("/")
 
 
 def _below(path: str, folders: Collection[str]) -> bool:

@@ -11,7 +11,10 @@ error that names it. What is in the manifest is no secret: the list of members i
 Where to look next: ``tree`` for what is taken, ``platform_api`` and ``sessions`` for what is not a file.
 """
 
+import hashlib
 import logging
+import os
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,9 +53,12 @@ VERSION_FILE = "VERSION"
 CONFIGS = "configs"
 SAFETY_PREFIX = "pre_restore"
 
+_OUR_OWN = (".kyb-restore-*/", ".kyb-replaced-*/", ".kyb-undone-*/")
+"""What restores leave beside what they restore: never configuration, whatever the patterns say."""
 _ATTEMPTS = 5
 _PAUSE = 0.3
 _VERSION_LENGTH = 100
+_VERSION_FILE_LENGTH = 10_000
 
 Fill = Callable[[ArchiveWriter, list[str]], None]
 
@@ -73,11 +79,10 @@ def take_configuration_backup(
     selection = configured_selection(settings)
 
     def fill(writer: ArchiveWriter, notes: list[str]) -> None:
-        if not top.is_dir():
+        if not os.path.isdir(top):
             raise BackupFailed(f"there is no folder {top}", hint="configuration.root")
-        for found in walk(top, selection, notes):
-            _add(writer, found, report)
-        if not writer.bytes:
+        _add_tree(writer, top, selection, notes, report)
+        if not writer.files:
             raise BackupFailed(
                 f"nothing in {top} is taken by configuration.include",
                 hint="a backup of nothing is none: look at the patterns",
@@ -109,7 +114,7 @@ def take_application_backup(
     def state(writer: ArchiveWriter, notes: list[str]) -> None:
         stamp = int(now.timestamp()) * 10**9
         configs = how.root / how.configs
-        if not configs.is_dir():
+        if not os.path.isdir(configs):
             raise BackupFailed(f"there is no folder {configs}",
                                hint="application.root, application.configs")  # fmt: skip
         if how.flags_url:
@@ -124,21 +129,20 @@ def take_application_backup(
         if (sessions := read_sessions(settings)) is not None:
             writer.add_content(*sessions, mtime_ns=stamp)
             components["sessions"] = True
-        for found in walk(how.root, Selection(include=(f"/{VERSION_FILE}",)), notes):
-            _add(writer, found, report)
+        if (version := _version_file(how.root)) is not None:
+            writer.add_content(VERSION_FILE, version, mtime_ns=stamp, mode=0o644)
         writer.add(Found(CONFIGS, str(configs), configs.stat(), True))
-        for found in walk(configs, EVERYTHING, notes, prefix=f"{CONFIGS}/"):
-            _add(writer, found, report)
+        _add_tree(writer, configs, EVERYTHING, notes, report, prefix=f"{CONFIGS}/")
         components["configs"] = True
 
     def logs(writer: ArchiveWriter, notes: list[str]) -> None:
-        for found in walk(how.logs, EVERYTHING, notes):
+        for found in walk(how.logs, EVERYTHING, notes, moving=True):
             _add(writer, found, report, growing=True)
         components["logs"] = True
 
     parts = [_Part(STATE, state, how.size_limit, "application.size_limit")]
     missing = []
-    if how.backup_logs and how.logs.is_dir():
+    if how.backup_logs and os.path.isdir(how.logs):
         parts.append(_Part(LOGS, logs, how.size_limit, "application.size_limit"))
     elif how.backup_logs:
         components["logs"] = False
@@ -157,7 +161,7 @@ def configured_selection(settings: Settings) -> Selection:
     """The patterns of the settings. Raises BackupFailed for one that is none."""
     patterns = settings.configuration
     try:
-        return Selection(patterns.include, patterns.exclude)
+        return Selection(patterns.include, (*patterns.exclude, *_OUR_OWN))
     except ValueError as error:
         raise BackupFailed(f"configuration.include or exclude: {error}") from error
 
@@ -246,6 +250,7 @@ def _write(
                 )
                 part.fill(writer, notes)
                 written = writer.close()
+                notes += writer.notes
         except Changed as error:
             path.unlink()
             _log.info("attempt %d of %d: %s", attempt, _ATTEMPTS, error.message)
@@ -282,12 +287,49 @@ def _check_room(settings: Settings, repository: Repository) -> None:
         )
 
 
-def _version(root: Path) -> str | None:
+def _add_tree(
+    writer: ArchiveWriter,
+    top: Path,
+    selection: Selection,
+    notes: list[str],
+    report: Reporter,
+    *,
+    prefix: str = "",
+) -> None:
+    """Add a tree as it was at one moment: if it is another at the end, begin again. Raises Changed."""
+    before, after = hashlib.sha256(), hashlib.sha256()
+    for found in walk(top, selection, notes, prefix=prefix):
+        before.update(_as_seen(found))
+        _add(writer, found, report)
+    for found in walk(top, selection, [], prefix=prefix):
+        after.update(_as_seen(found))
+    if before.digest() != after.digest():
+        raise Changed(str(top))
+
+
+def _as_seen(found: Found) -> bytes:
+    status = found.status
+    seen = (found.path, status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns,
+            status.st_ctime_ns) if not stat.S_ISDIR(status.st_mode) else (found.path, status.st_mode)  # fmt: skip
+    return repr(seen).encode(errors="surrogateescape")
+
+
+def _version_file(root: Path) -> bytes | None:
+    """The content of VERSION, if it is a file and a short one."""
     try:
-        text = (root / VERSION_FILE).read_text(encoding="utf-8", errors="replace")
+        descriptor = os.open(root / VERSION_FILE, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None
-    return text.strip()[:_VERSION_LENGTH] or None
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        content = file.read(_VERSION_FILE_LENGTH + 1)
+    return content if len(content) <= _VERSION_FILE_LENGTH else None
+
+
+def _version(root: Path) -> str | None:
+    text = (_version_file(root) or b"").decode(errors="replace").strip()
+    return "".join(c for c in text if c.isprintable())[:_VERSION_LENGTH] or None
 
 
 def _valid_deployment(deployment: str | None) -> str | None:

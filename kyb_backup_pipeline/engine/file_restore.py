@@ -9,9 +9,13 @@ Where to look next: ``extraction`` for what is refused, ``swap`` for the renames
 """
 
 import contextlib
+import hashlib
 import logging
 import os
-import shutil
+import re
+import signal
+import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -43,22 +47,28 @@ from kyb_backup_pipeline.engine.file_backup import (
 )
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
 from kyb_backup_pipeline.engine.manifest import Manifest
-from kyb_backup_pipeline.engine.platform_api import fetch_flags, restore_flags
+from kyb_backup_pipeline.engine.platform_api import check_json, fetch_flags, restore_flags
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.sealed import opening
 from kyb_backup_pipeline.engine.service import start_service, stop_service
-from kyb_backup_pipeline.engine.store import Backup, Repository, new_id
+from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.swap import (
-    Unit,
+    REPLACED,
+    UNDONE,
     Work,
     carry_over,
+    check_mounts,
     forget,
+    holding,
+    keep_aside,
     plan_units,
+    remove,
     swap,
     undo,
     unfinished,
     working,
+    write_journal,
 )
 from kyb_backup_pipeline.engine.tree import EVERYTHING, Selection, shown, walk
 from kyb_backup_pipeline.engine.verify_archive import (
@@ -73,6 +83,7 @@ _log = logging.getLogger(__name__)
 
 _POLL = 0.2
 _FLAGS_BEFORE = "flags.json"
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +94,15 @@ class Options:
     flags: bool = True
     service: bool = True
     owners: bool = True
-    skip_links: bool = False
+    skip_unsafe: bool = False
     logs_into: Path | None = None
 
 
 @dataclass(kw_only=True)
 class Restored:
-    """What was done. ``seconds`` from the stop of the service to its start."""
+    """What was done. ``interruption`` in seconds, from the stop of the service to its start; ``kept`` is
+    where what was in place before lies now.
+    """
 
     backup_id: str
     folder: Path
@@ -98,6 +111,7 @@ class Restored:
     saved_as: str | None = None
     flags: bool = False
     interruption: float | None = None
+    kept: Path | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -127,7 +141,7 @@ def preview(settings: Settings, backup: Backup) -> Preview:
     for path, member in listed.items():
         if member.kind == "folder":
             continue
-        verdict = _compare(target.base / path, member)
+        verdict = _compare(target, path, member, listed)
         if verdict is None:
             same += 1
         else:
@@ -165,24 +179,40 @@ def restore_in_place(
         working(target.base, backup.backup_id, now) as work,
     ):
         rules = Rules(take=target.take, captured=captured, owners=options.owners,
-                      skip_links=options.skip_links)  # fmt: skip
+                      skip_unsafe=options.skip_unsafe)  # fmt: skip
         unpacked = _unpack(settings, backup, None, work.new, rules, report)
         done.files, done.notes = unpacked.files, unpacked.notes
-        for whole in unpacked.wholes:
-            if carried := carry_over(work, whole, target.selection):
-                done.notes.append(f"{carried} entries of {whole} that no backup has were kept")
+        if not unpacked.wholes and not unpacked.singles:
+            raise RestoreFailed(f"{backup.backup_id} holds nothing to restore")
+        check_mounts(work.base, [*unpacked.wholes, *unpacked.singles])
+        flags = unpacked.captured.get(FLAGS_FILE)
+        if flags is not None:
+            _check_flags(backup, flags)
+        elif captured:
+            done.notes.append(
+                "the backup has no feature flags: those in force were left as they are"
+            )
+        if _is_old_archive(backup):
+            done.notes.append(
+                "the old script kept no folders of environment files: they lie at the top"
+            )
         if options.logs_into is not None:
             restore_into(settings, backup, options.logs_into, options, part=LOGS, report=report)
         before = _present_flags(how) if captured else None
         if options.safety_backup:
             done.saved_as = _save(settings, backup, target, now)
-        units = plan_units(work, unpacked.wholes, unpacked.singles)
-        if not units:
-            raise RestoreFailed(f"{backup.backup_id} holds nothing to restore")
-        done.units = tuple(unit.path for unit in units)
-        flags = unpacked.captured.get(FLAGS_FILE)
-        _exchange(how, work, units, flags, before, options, done)
+        _exchange(how, work, unpacked, target, flags, before, options, done)
     return done
+
+
+def _check_flags(backup: Backup, flags: bytes) -> None:
+    """Flags that the service could only refuse are found before it is stopped."""
+    try:
+        check_json(flags, f"{FLAGS_FILE} of {backup.backup_id}")
+    except KybError as error:
+        raise RestoreFailed(
+            error.message, hint="--without-flags leaves them as they are"
+        ) from error
 
 
 def restore_into(
@@ -202,13 +232,16 @@ def restore_into(
         raise Refused(
             f"{folder} exists and is not empty", hint="name a folder that is not there yet"
         )
-    partial = folder.with_name(f".{folder.name}.partial")
+    folder = Path(os.path.abspath(folder))
     take = _without_prefix(backup.backup_id) if _is_old_archive(backup) else _as_it_is
-    rules = Rules(take=take, owners=options.owners, skip_links=options.skip_links)
+    rules = Rules(take=take, owners=options.owners, skip_unsafe=options.skip_unsafe)
     done = Restored(backup_id=backup.backup_id, folder=folder)
+    partial = None
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(mode=0o700, parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(
+            tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
+        )
         with Repository(settings.repository).reading(backup):
             for name in _parts_of(backup) if part is None else (part,):
                 inside = partial / name if name == LOGS and part is None else partial
@@ -216,6 +249,8 @@ def restore_into(
                 unpacked = _unpack(settings, backup, name, inside, rules, report)
                 done.files += unpacked.files
                 done.notes += unpacked.notes
+        if not done.files and not any(partial.iterdir()):
+            raise RestoreFailed(f"{backup.backup_id} holds nothing to restore")
         if folder.exists():
             folder.rmdir()
         os.rename(partial, folder)
@@ -223,34 +258,49 @@ def restore_into(
     except OSError as error:
         raise RestoreFailed(f"{folder} cannot be made: {error.strerror}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None and partial.exists():
+            remove(partial)
     return done
 
 
-def repair_all(settings: Settings) -> list[Path]:
-    """Undo restores that were killed, and start the service; the folders where there were any.
+def repair_all(settings: Settings) -> list[str]:
+    """Undo restores that were killed, and start the service; what was done, where there were any.
 
-    Raises RestoreFailed, Locked while such a restore still runs.
+    What such a restore had put in place is kept beside: somebody may have gone on with it. The mark of a
+    restore goes only once the service runs again. Raises RestoreFailed, Locked while one still runs.
     """
     how = settings.application
-    bases = [base for base in bases_of(settings) if base.is_dir() and unfinished(base)]
-    flags = [flags for base in bases if (flags := _flags_before(base)) is not None]
-    for base in bases:
-        with working(base, "repair", datetime.now().astimezone()):
-            pass  # clearing up is the first thing it does
-    if bases:
-        start_service(how)
-    if flags:
-        _await_api(how)
-        restore_flags(how, flags[0])
-    return bases
+    said = []
+    for base in bases_of(settings):
+        if not base.is_dir() or not unfinished(base):
+            continue
+        with holding(base):
+            for work in unfinished(base):
+                if not work.journalled:
+                    remove(work.folder)
+                    continue
+                _log.warning("%s was left by a restore that was killed: it is undone", work.folder)
+                flags = _flags_before(work)
+                swapped = undo(work)
+                start_service(how)
+                if flags is not None:
+                    _await_api(how)
+                    restore_flags(how, flags)
+                    (work.folder / _FLAGS_BEFORE).unlink()
+                aside = keep_aside(work, UNDONE) if swapped else None
+                if not swapped:
+                    remove(work.folder)
+                said.append(
+                    f"{base}: the old state stands again, and the service was started"
+                    + (f"; what was in place lies in {aside}" if aside else "")
+                )
+    return said
 
 
-def _flags_before(base: Path) -> bytes | None:
+def _flags_before(work: Work) -> bytes | None:
     """The flags from before a restore that was killed after it had begun to post its own."""
-    for folder in unfinished(base):
-        with contextlib.suppress(FileNotFoundError):
-            return (folder / _FLAGS_BEFORE).read_bytes()
+    with contextlib.suppress(FileNotFoundError):
+        return (work.folder / _FLAGS_BEFORE).read_bytes()
     return None
 
 
@@ -298,11 +348,17 @@ def _as_it_is(path: str) -> str | None:
 
 
 def _without_prefix(backup_id: str) -> Take:
-    """The old script put the folders that led to its own into the archive."""
+    """The old script put the folders that led to its own into the archive.
+
+    The file may have been renamed since: its own name counts, or that of the folder inside.
+    """
+    own = re.compile(
+        rf"(?:.*/)?(?:{re.escape(backup_id)}|config_backup_\d{{8}}_\d{{6}})/(.*)", re.DOTALL
+    )
 
     def take(path: str) -> str | None:
-        before, found, rest = path.partition(f"{backup_id}/")
-        return rest if found and (not before or before.endswith("/")) else None
+        found = own.fullmatch(path)
+        return found[1] if found else None
 
     return take
 
@@ -325,7 +381,7 @@ def _unpack(
         return take(path)
 
     watching = Rules(take=watched, captured=rules.captured, owners=rules.owners,
-                     skip_links=rules.skip_links)  # fmt: skip
+                     skip_unsafe=rules.skip_unsafe)  # fmt: skip
     with _reading(settings, backup, part) as (entries, check):
         return unpack(entries, into, watching, check)
 
@@ -386,8 +442,6 @@ def _legacy_entries(
 
 def _entries_on_disk(folder: Path) -> Iterator[Entry]:
     """The plain files of an old application backup, as members."""
-    import stat
-
     for found in walk(folder, Selection(include=(f"/{CONFIGS}/", f"/{FLAGS_FILE}")), []):
         status = found.status
         mode = status.st_mode
@@ -421,7 +475,8 @@ def _listed(backup: Backup, entries: Iterator[Entry], check: MemberCheck) -> Ite
 def _save(settings: Settings, backup: Backup, target: _Target, now: datetime) -> str | None:
     """Back up what is there now; None where there is nothing."""
     request = Request(
-        backup_id=new_id(SAFETY_PREFIX, now), label=f"before restoring {backup.backup_id}"
+        backup_id=Repository(settings.repository).free_id(SAFETY_PREFIX, now),
+        label=f"before restoring {backup.backup_id}",
     )
     try:
         if backup.kind == "configuration":
@@ -443,7 +498,8 @@ def _save(settings: Settings, backup: Backup, target: _Target, now: datetime) ->
 def _exchange(
     how: ApplicationSettings,
     work: Work,
-    units: list[Unit],
+    unpacked: Unpacked,
+    target: _Target,
     flags: bytes | None,
     before: bytes | None,
     options: Options,
@@ -451,12 +507,18 @@ def _exchange(
 ) -> None:
     """From the stop of the service to its start with what was restored; all of it, or nothing."""
     posted = stopping = False
+    units = plan_units(work, unpacked.wholes, unpacked.singles)
+    done.units = tuple(unit.path for unit in units)
+    write_journal(work, units, done.backup_id)
     began = time.monotonic()
     try:
         if options.service:
             stopping = True
             stop_service(how)
-        swap(work, units, done.backup_id)
+        for whole in unpacked.wholes:  # now nobody writes there any more
+            if carried := carry_over(work, whole, target.selection):
+                done.notes.append(f"{carried} entries of {whole} that no backup has were kept")
+        swap(work, units)
         if options.service:
             start_service(how)
         done.interruption = time.monotonic() - began
@@ -470,32 +532,56 @@ def _exchange(
                 done.notes.append(f"the service now answers with other flags: {', '.join(other)}")
             done.flags = True
     except BaseException as error:
-        _put_back(how, work, before if posted else None, stopping, error)
+        with _undisturbed():
+            _put_back(how, work, before, posted, stopping, error)
         raise
-    forget(work)
+    (work.folder / _FLAGS_BEFORE).unlink(missing_ok=True)
+    done.kept = keep_aside(work, REPLACED)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C must not keep the old state from coming back."""
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _put_back(
-    how: ApplicationSettings, work: Work, flags: bytes | None, stopped: bool, why: BaseException
+    how: ApplicationSettings,
+    work: Work,
+    flags: bytes | None,
+    posted: bool,
+    stopped: bool,
+    why: BaseException,
 ) -> None:
-    """The old state again, and the service with it; what fails here is added to the error."""
+    """The old state again, and the service with it; what fails here is added to the error.
+
+    The journal goes only once all of it is done: else ``restore repair`` goes on.
+    """
     _log.warning("the restore failed and is undone: %s", why)
     troubles = []
-    if stopped:
+    if stopped and posted:
         with contextlib.suppress(KybError):
             stop_service(how)
     try:
         undo(work)
-    except KybError as error:
-        troubles.append(error.message)
-    if stopped:
-        try:
+        if stopped:
             start_service(how)
-            if flags is not None:
-                _await_api(how)
-                restore_flags(how, flags)
-        except KybError as error:
-            troubles.append(error.message)
+        if posted and flags is not None:
+            _await_api(how)
+            restore_flags(how, flags)
+        elif posted:
+            troubles.append(
+                "the feature flags of the backup are in force: those of before are not known"
+            )
+        forget(work)
+    except (KybError, OSError) as error:
+        text = error.message if isinstance(error, KybError) else str(error)
+        troubles.append(f"{text} (kyb-backup restore repair tries again)")
     if isinstance(why, KybError):
         why.message += (
             f"; and then: {'; '.join(troubles)}" if troubles
@@ -530,38 +616,44 @@ def _await_api(how: ApplicationSettings) -> None:
             time.sleep(_POLL)
 
 
-def _compare(path: Path, member: Member) -> str | None:
+def _compare(target: _Target, path: str, member: Member, listed: dict[str, Member]) -> str | None:
     """None where the file on the disk is what the backup has."""
-    import hashlib
-
+    place = target.base / path
     try:
+        status = place.lstat()
         if member.kind == "symlink":
-            return None if os.readlink(path) == member.target else "changed"
-        if path.is_symlink() or not path.is_file():
-            return "changed" if os.path.lexists(path) else "missing"
+            return (
+                None
+                if stat.S_ISLNK(status.st_mode) and os.readlink(place) == member.target
+                else "changed"
+            )
+        wanted = member
         if member.kind == "hardlink":
-            return None
-        with open(path, "rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == member.sha256
+            wanted = listed.get(target.take(member.target or "") or "", member)
+        if (
+            not stat.S_ISREG(status.st_mode)
+            or stat.S_IMODE(status.st_mode) != wanted.mode & ~_SET_ID
+        ):
+            return "changed"
+        with open(place, "rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == wanted.sha256
         return None if same else "changed"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except OSError:
         return "changed"
 
 
 def _extra(target: _Target, wholes: list[str], listed: set[str]) -> list[str]:
-    """Files in whole folders that the backup does not have: a restore removes them."""
+    """What lies in whole folders and the backup does not have: a restore takes it away."""
     extra = []
     for whole in wholes:
         top = target.base / whole
-        if not top.is_dir() or any(
-            other != whole and whole.startswith(f"{other}/") for other in wholes
-        ):
+        if not top.is_dir() or any(o != whole and whole.startswith(f"{o}/") for o in wholes):
             continue
         exclude = target.selection.exclude
-        for found in walk(top, Selection(exclude=exclude), [], prefix=f"{whole}/"):
-            if found.path not in listed and not os.path.isdir(found.source):
+        for found in walk(top, Selection(exclude=exclude), [], prefix=f"{whole}/", moving=True):
+            if found.path not in listed:
                 extra.append(found.path)
     return sorted(set(extra))
 

@@ -8,6 +8,8 @@ asked. The token goes into a header, and into nothing else.
 
 import json
 import logging
+import queue
+import threading
 import time
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -76,13 +78,41 @@ def _ask(
 ) -> bytes:
     for attempt in range(settings.retries + 1):
         try:
-            return _ask_once(settings, method, url, limit, body)
+            return _within(settings.timeout, method, url, settings, limit, body)
         except _Unanswered as error:
             if not error.again or attempt == settings.retries:
                 raise
             _log.info("%s; trying again", error.message)
             time.sleep(_BACKOFF * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def _within(
+    seconds: float,
+    method: str,
+    url: str,
+    settings: ApplicationSettings,
+    limit: int,
+    body: bytes | None,
+) -> bytes:
+    """Ask, and wait that long for the whole of it: a service can drip its headers for hours."""
+    answers: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_ask_once(settings, method, url, limit, body))
+        except BaseException as error:  # noqa: BLE001  (it is raised where it is waited for)
+            answers.put(error)
+
+    threading.Thread(target=ask, name="ask", daemon=True).start()
+    try:
+        answer = answers.get(timeout=2 * seconds + 1)
+    except queue.Empty:
+        raise _Unanswered(f"{method} {_shown(url)} did not answer in time",
+                          hint="application.timeout", again=True) from None  # fmt: skip
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def _ask_once(
@@ -119,16 +149,34 @@ def _ask_once(
             ) from None
         except (requests.RequestException, ValueError) as error:
             raise _Unanswered(f"{what}: {type(error).__name__}: is the address right?") from None
+    check_json(content, what)
+    return content
+
+
+def check_json(content: bytes, what: str) -> None:
+    """Is it JSON, an object or an array, to the letter? Raises KybError."""
     try:
-        json.loads(content)
+        document = json.loads(content, parse_constant=_refuse, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         raise _Unanswered(f"{what} answered with something that is not JSON") from None
-    return content
+    if not isinstance(document, dict | list):
+        raise _Unanswered(f"{what} answered with JSON that is neither object nor array")
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(name)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name twice")
+    return found
 
 
 def _check_head(what: str, response: Any) -> None:
     status = response.status_code
-    if not 200 <= status < 300:
+    if status != 200:
         hint = None
         if status in (401, 403):
             hint = "application.token_file (or KYB_APPLICATION__TOKEN) sets the token"

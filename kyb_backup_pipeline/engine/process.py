@@ -166,6 +166,7 @@ def start(
     account: Account | None = None,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
+    umask: int = 0o077,
     death_signal: signal.Signals = signal.SIGKILL,
 ) -> Iterator[Child]:
     """Run a program beside us; on leaving the block whatever still runs is killed.
@@ -188,7 +189,7 @@ def start(
             pass_fds=pass_fds,
             start_new_session=True,
             preexec_fn=_die_with_parent(death_signal),
-            umask=0o077,
+            umask=umask,
             **_as_account(account),
         )
         child = Child(popen, memory, secrets)
@@ -221,6 +222,7 @@ def run(
     env: Mapping[str, str] | None = None,
     account: Account | None = None,
     cwd: Path | None = None,
+    umask: int = 0o077,
 ) -> Completed:
     """Run a program to its end and return what it printed.
 
@@ -230,7 +232,7 @@ def run(
     try:
         with (
             open(os.memfd_create("stdout"), "w+b", buffering=0) as out,
-            start(argv, env=env, stdout=out, account=account, cwd=cwd) as child,
+            start(argv, env=env, stdout=out, account=account, cwd=cwd, umask=umask) as child,
         ):
             stderr = child.finish(deadline)
             out.seek(0)
@@ -357,6 +359,9 @@ def _die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
 
     def arrange() -> None:
         _prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        signal.pthread_sigmask(
+            signal.SIG_SETMASK, ()
+        )  # what we block for a moment is not their affair
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file-size limit is an error, not a death
         if os.getppid() != parent:  # it died between the fork and this line
             os._exit(1)

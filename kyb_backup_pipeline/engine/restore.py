@@ -12,8 +12,7 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -24,9 +23,10 @@ from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompr
 from kyb_backup_pipeline.engine.dump import DIRECTORY, GLOBALS_FILE, is_complete
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, RestoreFailed
 from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
-from kyb_backup_pipeline.engine.manifest import Manifest, Requirements
+from kyb_backup_pipeline.engine.manifest import Requirements
 from kyb_backup_pipeline.engine.postgres import Programs, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
+from kyb_backup_pipeline.engine.restore_source import Source
 from kyb_backup_pipeline.engine.sql_script import statements
 from kyb_backup_pipeline.engine.stream import EDGE
 from kyb_backup_pipeline.engine.verify import dump_file, method_of
@@ -55,21 +55,13 @@ Only from the first word: the rows of a dump may speak of anything, and messages
 _INSTALL = "install the server packages of that major version with their contrib and locales"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A backup as a restore sees it: where it lies and what it says of itself."""
-
-    folder: Path
-    manifest: Manifest
-
-
 def missing_here(message: str | None) -> CouldNotVerify | None:
     """The error for an environment that lacks something, if PostgreSQL's ``message`` says so."""
     for pattern, explanation in _MISSING_HERE:
         match = re.match(pattern, message or "")
         if match:
             what = explanation.format(what=match["what"])
-            return CouldNotVerify(f"the throwaway server cannot take this backup: {what}",
+            return CouldNotVerify(f"the server cannot take this backup: {what}",
                                   hint=_INSTALL)  # fmt: skip
     return None
 
@@ -90,9 +82,7 @@ def check_requirements(target: Target, requirements: Requirements) -> None:
     missing = [f"extension {n}" for n in requirements.extensions if n not in available]
     missing += [f"collation {n}" for n in requirements.collations if n not in collations]
     if missing:
-        raise CouldNotVerify(
-            "the throwaway server cannot offer " + ", ".join(missing), hint=_INSTALL
-        )
+        raise CouldNotVerify("the server cannot offer " + ", ".join(missing), hint=_INSTALL)
 
 
 def load_globals(target: Target, script: str, *, throwaway: bool) -> list[str]:
@@ -312,39 +302,3 @@ def apply_database_settings(source: Source, programs: Programs, target: Target) 
             raise RestoreFailed(f"{DATABASE_FILE} cannot be applied: {message}")
         notes.append(f"a setting of the database was not taken over: {message}")
     return notes
-
-
-_MENTIONED_ROLES = re.compile(
-    rb"^(?:ALTER .* OWNER TO|GRANT .* TO|REVOKE .* FROM|ALTER DEFAULT PRIVILEGES FOR ROLE) "
-    rb'("(?:[^"]|"")+"|\w+)',
-    re.MULTILINE,
-)
-_MENTIONED_TABLESPACES = re.compile(rb"^SET default_tablespace = (\"(?:[^\"]|\"\")+\"|\w+);",
-                                    re.MULTILINE)  # fmt: skip
-
-
-def mentioned_globals(path: Path) -> str:
-    """The roles and tablespaces that a dump without ``globals.sql`` needs, as a script.
-
-    The old scripts kept none. A match inside the rows of a table costs no more than an unused role.
-    """
-    roles: set[bytes] = set()
-    tablespaces: set[bytes] = set()
-    for piece in _pieces(path):
-        roles.update(_MENTIONED_ROLES.findall(piece))
-        tablespaces.update(_MENTIONED_TABLESPACES.findall(piece))
-    lines = [f"CREATE ROLE {name.decode()};" for name in sorted(roles - {b"PUBLIC"})]
-    lines += [f"CREATE TABLESPACE {name.decode()} LOCATION '';" for name in sorted(tablespaces)]
-    return "\n".join(lines)
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    """The decompressed text of a dump in pieces that end with whole lines."""
-    stream = Decompressor(method_of(path))
-    rest = b""
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            for piece in stream.feed(block):
-                whole, newline, rest_of = (rest + piece).rpartition(b"\n")
-                rest = rest_of[-BLOCK:]
-                yield whole + newline

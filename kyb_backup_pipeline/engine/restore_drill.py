@@ -9,22 +9,18 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
 
 from kyb_backup_pipeline.engine.comparison import compare
-from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.course import Course
 from kyb_backup_pipeline.engine.database import read_database, settings_sql
-from kyb_backup_pipeline.engine.dump import GLOBALS_FILE, PLAIN_FILE
+from kyb_backup_pipeline.engine.dump import PLAIN_FILE
 from kyb_backup_pipeline.engine.errors import RestoreFailed
 from kyb_backup_pipeline.engine.evidence import (
-    EVIDENCE_FILE,
     Evidence,
-    read_evidence,
     take_evidence_parallel,
 )
 from kyb_backup_pipeline.engine.examination import Examination
@@ -33,44 +29,37 @@ from kyb_backup_pipeline.engine.manifest import (
     Finding,
     Manifest,
     Proof,
-    Requirements,
 )
 from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.restore import (
-    Source,
     apply_database_settings,
     check_requirements,
     create_database,
     load_dump,
     load_globals,
-    mentioned_globals,
     missing_here,
 )
+from kyb_backup_pipeline.engine.restore_source import (
+    Origin,
+    Source,
+    evidence_of,
+    globals_of,
+    origin_of,
+)
+from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.throwaway import Cluster, throwaway_cluster
 from kyb_backup_pipeline.engine.verify import (
-    dump_file,
     examine_file,
     examine_manifest,
     files_of,
-    method_of,
 )
 
 _log = logging.getLogger(__name__)
 
 _SINGLE_TRANSACTION_OBJECTS = 20_000
 """Above it one transaction would need more locks than the throwaway server has room for."""
-
-_USERS = "SELECT count(*) FROM users"
-_USERS_TABLE = """SELECT count(*) > 0 FROM pg_catalog.pg_class
-    WHERE oid = pg_catalog.to_regclass('users') AND relkind IN ('r', 'p')"""
-
-
-@dataclass(frozen=True)
-class _Origin:
-    major: int
-    requirements: Requirements
 
 
 def drill_full_backup(
@@ -100,8 +89,8 @@ def _drill(settings: Settings, backup: Backup, course: Course, report: Reporter)
     if manifest is None:
         return
     source = Source(folder=backup.folder, manifest=manifest)
-    origin = _origin(source)
-    evidence = _evidence(source)
+    origin = origin_of(source)
+    evidence = evidence_of(source)
     with ExitStack() as stack:
         with course.step("cluster"):
             cluster = stack.enter_context(
@@ -124,7 +113,7 @@ def _drill(settings: Settings, backup: Backup, course: Course, report: Reporter)
 def _prove(
     settings: Settings,
     source: Source,
-    origin: _Origin,
+    origin: Origin,
     evidence: Evidence | None,
     cluster: Cluster,
     course: Course,
@@ -139,7 +128,9 @@ def _prove(
     else:
         course.summary = "restored; there is no evidence to compare it with"
     with course.step("smoke_queries"):
-        _smoke(settings, database, course)
+        findings, asked = ask_smoke_queries(settings, database)
+        course.findings += findings
+        course.figures["smoke_queries"] = asked
 
 
 def _whole(backup: Backup, course: Course, report: Reporter) -> Manifest | None:
@@ -160,54 +151,10 @@ def _whole(backup: Backup, course: Course, report: Reporter) -> Manifest | None:
     return manifest if not seen.findings else None
 
 
-def _origin(source: Source) -> _Origin:
-    """The server a backup needs: pg_dump's major version, where that is newer than the server's."""
-    manifest = source.manifest
-    if manifest.requirements is not None and manifest.server_version is not None:
-        versions = (manifest.server_version, manifest.tool_versions.get("pg_dump", "0"))
-        return _Origin(max(int(v.split(".")[0]) for v in versions), manifest.requirements)
-    head = _head(source)
-    versions = tuple(
-        re.findall(r"^-- Dumped (?:from database|by pg_dump) version (\d+)", head, re.M)
-    )
-    encoding = re.search(r"^SET client_encoding = '(\w+)';", head, re.M)
-    if not versions:
-        raise RestoreFailed(f"{dump_file(manifest).path} does not begin as a dump of pg_dump does")
-    return _Origin(
-        max(map(int, versions)),
-        Requirements(
-            encoding=encoding.group(1) if encoding else "UTF8",
-            locale_provider="libc",
-            collate="C",
-            ctype="C",
-            bootstrap_role="postgres",
-        ),
-    )
-
-
-def _head(source: Source) -> str:
-    file = dump_file(source.manifest)
-    try:
-        with open(source.folder / file.path, "rb") as compressed:
-            pieces = Decompressor(method_of(file)).feed(compressed.read(BLOCK))
-            return next(pieces, b"")[:8192].decode(errors="replace")
-    except CorruptStream as error:
-        raise RestoreFailed(f"{file.path} {error.message}") from error
-
-
-def _evidence(source: Source) -> Evidence | None:
-    if not any(file.path == EVIDENCE_FILE for file in source.manifest.files):
-        return None
-    try:
-        return read_evidence(source.folder / EVIDENCE_FILE)
-    except ValueError as error:
-        raise RestoreFailed(f"{EVIDENCE_FILE} cannot be read") from error
-
-
 def _restore(
     settings: Settings,
     source: Source,
-    origin: _Origin,
+    origin: Origin,
     evidence: Evidence | None,
     cluster: Cluster,
     course: Course,
@@ -220,12 +167,9 @@ def _restore(
     target = cluster.target("restored" if name in ("template0", "template1") else name)
     with course.step("roles"):
         check_requirements(maintenance, origin.requirements)
-        script = source.folder / GLOBALS_FILE
-        if source.manifest.legacy or not script.exists():
+        text, recorded = globals_of(source)
+        if not recorded:
             course.notes.append("roles were not recorded: those that the dump names were made")
-            text = mentioned_globals(source.folder / dump_file(source.manifest).path)
-        else:
-            text = script.read_text(encoding="utf-8", errors="surrogateescape")
         course.notes += load_globals(maintenance, text, throwaway=True)
         if target.dbname == "postgres":
             with connect(maintenance) as connection:
@@ -284,30 +228,3 @@ def _compare(
         f"{result.rows} rows in {result.tables} tables and {result.objects} objects "
         "equal the source's"
     )
-
-
-def _smoke(settings: Settings, database: Target, course: Course) -> None:
-    """Ask the restored database what the platform would ask first; ``false`` is a failure too."""
-    with connect(database) as connection:
-        queries = list(settings.restore_test.smoke_queries)
-        (users,) = connection.execute(_USERS_TABLE).fetchone() or (False,)
-        if users and _USERS not in queries:
-            queries.insert(0, _USERS)
-        connection.execute("SET default_transaction_read_only = on")
-        timeout = f"{settings.restore_test.smoke_timeout * 1000:.0f}ms"
-        connection.execute(
-            "SELECT pg_catalog.set_config('statement_timeout', %s, false)", (timeout,)
-        )
-        for query in queries:
-            try:
-                row = connection.execute(query).fetchone()
-            except psycopg.Error as error:
-                message = f"failed: {str(error).splitlines()[0]}"
-                course.findings.append(Finding(object=f"smoke query {query!r}", message=message))
-                continue
-            if row is None or row[0] is False:
-                answer = "no row" if row is None else "false"
-                course.findings.append(
-                    Finding(object=f"smoke query {query!r}", message=f"answered {answer}")
-                )
-    course.figures["smoke_queries"] = len(queries)

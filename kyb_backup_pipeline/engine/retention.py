@@ -2,7 +2,8 @@
 
 Of application states the newest deployments are kept, whatever their age; configuration archives by age.
 Never deleted: the newest of a kind, the newest of a kind whose verification passed, what was saved before
-a restore, and what cannot be read.
+a restore, and what cannot be read. One whose verification failed stays too, and stands for nothing: it
+counts neither as a deployment nor as the newest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,11 +29,12 @@ class Decision:
 
 def plan_retention(
     backups: Sequence[Backup],
-    verified: Mapping[str, bool],
+    verified: Mapping[str, bool | None],
     settings: RetentionSettings,
     now: datetime,
 ) -> list[Decision]:
-    """Decide on each backup. ``backups`` have the newest first; ``verified`` tells which passed."""
+    """Decide on each backup. ``backups`` have the newest first; ``verified`` tells which passed (True)
+    and which failed (False), as ``proved`` does."""
     decisions = []
     for kind in PRUNED:
         regular = []
@@ -41,6 +43,9 @@ def plan_retention(
                 decisions.append(
                     Decision(backup=backup, keep=True, why="cannot be read: look at it")
                 )
+            elif verified.get(backup.backup_id) is False:
+                why = "its verification failed: look at it"
+                decisions.append(Decision(backup=backup, keep=True, why=why))
             elif backup.backup_id.startswith(SAFETY_PREFIX):
                 why = "saved before a restore: a person removes it"
                 decisions.append(Decision(backup=backup, keep=True, why=why))
@@ -50,6 +55,17 @@ def plan_retention(
         decided = decide(regular, settings, now)
         decisions += _guarded(decided, verified)
     return decisions
+
+
+def proved(repository: Repository, backup_id: str) -> bool | None:
+    """Whether the newest verification that could tell passed; None where none could.
+
+    A pass stands until a failure: a night without the key takes nothing away.
+    """
+    for proof in reversed(repository.records.of(backup_id)):
+        if proof.proof == "verification" and proof.verdict != "could_not_verify":
+            return proof.verdict == "passed"
+    return None
 
 
 def prune(repository: Repository, decisions: Sequence[Decision]) -> list[Decision]:
@@ -91,7 +107,7 @@ def _by_age(
     return decisions
 
 
-def _guarded(decisions: Sequence[Decision], verified: Mapping[str, bool]) -> list[Decision]:
+def _guarded(decisions: Sequence[Decision], verified: Mapping[str, bool | None]) -> list[Decision]:
     """The newest stays, and the newest that was proved."""
     proved = next((d for d in decisions if verified.get(d.backup.backup_id)), None)
     guarded = []

@@ -1,6 +1,7 @@
 """The platform's service: stopped and started by the commands that are set."""
 
 import logging
+import os
 from collections.abc import Sequence
 
 from kyb_backup_pipeline.engine import process
@@ -25,6 +26,15 @@ def _run(command: Sequence[str], deadline: float, what: str, setting: str) -> No
         _log.info("%s is empty: the service is left alone", setting)
         return
     try:
-        process.run(command, deadline=deadline)
+        process.run(command, deadline=deadline, env=_environment(), umask=0o022)
     except process.ProcessFailed as error:
         raise RestoreFailed(f"the service did not {what}: {error.message}", hint=setting) from error
+
+
+def _environment() -> dict[str, str]:
+    """The operator's own, as at a prompt, without our secrets."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("KYB_") and name not in ("DB_PASSWORD", "PGPASSWORD")
+    }

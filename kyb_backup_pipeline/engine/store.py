@@ -230,6 +230,15 @@ class Repository:
                 return backup
         raise NotFound(f"no {kind} backup in {self.root}", hint=f"kyb-backup backup {kind}")
 
+    def free_id(self, prefix: str, now: datetime) -> str:
+        """An id that was never used, also where several are wanted within a second."""
+        wanted = new_id(prefix, now)
+        number = 1
+        while self._used(wanted) is not None:
+            number += 1
+            wanted = f"{new_id(prefix, now)}_{number}"
+        return wanted
+
     def leftovers(self) -> list[Leftover]:
         """Folders that are no backups: partial ones, and those without a manifest."""
         found = []
@@ -305,6 +314,7 @@ class Repository:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if backup.folder.is_dir():
                 gone = backup.folder.with_name(f".{backup.folder.name}{_PARTIAL}")
+                shutil.rmtree(gone, ignore_errors=True)
                 os.rename(backup.folder, gone)
                 flush_folder(gone.parent)
                 (gone / MANIFEST).unlink(missing_ok=True)

@@ -1,9 +1,12 @@
 """Putting restored files in the place of running ones, by renames that can be undone.
 
-A restore works in ``<folder>/.kyb-restore-<id>/``: ``new`` holds what was unpacked. Before the first rename
-a journal says which inode is the old and which the new one of each unit (a whole folder, or one file), so
+A restore works in ``<folder>/.kyb-restore-<id>/``: ``new`` holds what was unpacked. Before anything else a
+journal says which inode is the old and which the new one of each unit (a whole folder, or one file), so
 that whoever comes after a kill can tell how far it went. Where the file system can, a unit is swapped by
 one exchange, so at every moment the old or the new one is there. ``undo`` puts all old ones back.
+
+Nothing that was in place is deleted: after a restore it stays beside, in ``.kyb-replaced-<id>/``; what a
+repair took out of place, in ``.kyb-undone-<id>/``. A person removes them.
 """
 
 import contextlib
@@ -26,7 +29,7 @@ from kyb_backup_pipeline.engine.tree import Selection, shown
 
 _log = logging.getLogger(__name__)
 
-_PREFIX = ".kyb-restore-"
+WORKING, REPLACED, UNDONE = ".kyb-restore-", ".kyb-replaced-", ".kyb-undone-"
 _JOURNAL = "journal.json"
 _EXCHANGE = 2
 _NO_REPLACE = 1
@@ -56,27 +59,44 @@ class Work:
 
     @property
     def aside(self) -> Path:
-        """Where an old unit lies for a moment, on file systems without an exchange."""
+        """Where an old unit lies, on file systems without an exchange."""
         return self.folder / "old"
+
+    @property
+    def journalled(self) -> bool:
+        """Whether something of it may have been swapped."""
+        return (self.folder / _JOURNAL).exists()
 
 
 @contextlib.contextmanager
-def working(base: Path, backup_id: str, now: datetime) -> Iterator[Work]:
-    """Hold ``base`` for one restore, clear up what a killed one left, and remove our own at the end.
-
-    Raises Locked, RestoreFailed if ``base`` cannot be written.
-    """
+def holding(base: Path) -> Iterator[None]:
+    """Hold ``base`` for one restore. Raises Locked, RestoreFailed."""
     try:
         descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise RestoreFailed(f"{base} cannot be used: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Locked(f"another restore works in {base}") from None
-        repair(base)
-        work = Work(base, base / f"{_PREFIX}{backup_id}-{now:%Y%m%d%H%M%S}")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Locked(f"another restore works in {base}") from None
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def working(base: Path, backup_id: str, now: datetime) -> Iterator[Work]:
+    """Hold ``base``, and make the folder of one restore, which is removed unless its journal remains.
+
+    Raises Locked, RestoreFailed if ``base`` cannot be written, or holds a restore to be repaired.
+    """
+    with holding(base):
+        for left in unfinished(base):
+            if left.journalled:
+                raise RestoreFailed(f"{left.folder} was left by a restore that was killed",
+                                    hint="kyb-backup restore repair")  # fmt: skip
+            remove(left.folder)
+        work = Work(base, base / f"{WORKING}{backup_id}-{now:%Y%m%d%H%M%S}")
         try:
             for folder in (work.folder, work.new, work.aside):
                 folder.mkdir(mode=0o700)
@@ -85,31 +105,47 @@ def working(base: Path, backup_id: str, now: datetime) -> Iterator[Work]:
         try:
             yield work
         finally:
-            if not (work.folder / _JOURNAL).exists():
-                shutil.rmtree(work.folder, ignore_errors=True)
-    finally:
-        os.close(descriptor)
+            if work.folder.exists() and not work.journalled:
+                remove(work.folder)
 
 
-def unfinished(base: Path) -> list[Path]:
-    """Folders of restores into ``base`` that were killed."""
-    return sorted(path for path in base.glob(f"{_PREFIX}*") if path.is_dir())
+def unfinished(base: Path) -> list[Work]:
+    """Restores into ``base`` that were killed: folders of ours, that nobody else can have made."""
+    found = []
+    for folder in sorted(base.glob(f"{WORKING}*")):
+        status = folder.lstat()
+        ours = status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) == 0o700
+        if stat.S_ISDIR(status.st_mode) and ours:
+            found.append(Work(base, folder))
+        else:
+            _log.warning("%s is not from a restore by this user: it is left alone", folder)
+    return found
 
 
-def repair(base: Path) -> bool:
-    """Put back what killed restores had swapped, and remove their folders; whether there was any."""
-    left = unfinished(base)
-    for folder in left:
-        _log.warning("%s was left by a restore that was killed: it is undone", folder)
-        work = Work(base, folder)
-        if (folder / _JOURNAL).exists():
-            undo(work)
-        shutil.rmtree(folder, ignore_errors=True)
-    return bool(left)
+def kept(base: Path) -> list[Path]:
+    """What restores took out of place and left for a person."""
+    return sorted(p for mark in (REPLACED, UNDONE) for p in base.glob(f"{mark}*") if p.is_dir())
+
+
+def check_mounts(base: Path, paths: list[str]) -> None:
+    """A file system mounted in a unit would go away with it. Raises RestoreFailed."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return
+    mounts = [line.split(" ")[4].encode().decode("unicode_escape") for line in lines]
+    for path in paths:
+        top = os.path.realpath(base / path)
+        for mount in mounts:
+            if mount == top or mount.startswith(f"{top}/"):
+                raise RestoreFailed(
+                    f"{shown(mount)} is a mount point: what lies around it cannot be swapped",
+                    hint="nothing was changed; unpack it with --into and copy what you need",
+                )
 
 
 def plan_units(work: Work, wholes: list[str], singles: list[str]) -> list[Unit]:
-    """The units to swap, those that stand inside of another left out. Raises RestoreFailed."""
+    """The units to swap, and what each of them is now."""
     units = []
     for path in (*wholes, *singles):
         new = os.lstat(work.new / path)
@@ -117,11 +153,25 @@ def plan_units(work: Work, wholes: list[str], singles: list[str]) -> list[Unit]:
     return units
 
 
+def write_journal(work: Work, units: list[Unit], backup_id: str) -> None:
+    """From here on a kill can be undone. Raises RestoreFailed."""
+    document = {"backup": backup_id, "units": [[u.path, u.new, u.old] for u in units]}
+    temporary = work.folder / f"{_JOURNAL}.tmp"
+    try:
+        write_durably(temporary, json.dumps(document, indent=1).encode())
+        os.rename(temporary, work.folder / _JOURNAL)
+        flush_folder(work.folder)
+        flush_folder(work.base)
+    except OSError as error:
+        raise RestoreFailed(f"{temporary} cannot be written: {error.strerror}") from error
+
+
 def carry_over(work: Work, whole: str, selection: Selection) -> int:
     """Link into a new folder what lies in the old one and is no matter of backups; how much.
 
-    That is what the patterns exclude, and sockets and FIFOs: a backup does not have it, and the restore
-    must not take it away.
+    That is what the patterns exclude, and sockets and FIFOs: the restore must not take it away, and where
+    the backup has something in its place (the patterns were others then), what is there now counts.
+    Raises RestoreFailed.
     """
     count = 0
     top = work.base / whole
@@ -129,7 +179,7 @@ def carry_over(work: Work, whole: str, selection: Selection) -> int:
         return 0
     for place, folders, names in os.walk(top):
         inside = os.path.relpath(place, work.base)
-        for name in [*folders, *names]:
+        for name in sorted([*folders, *names]):
             path = f"{inside}/{name}"
             source = work.base / path
             mode = source.lstat().st_mode
@@ -138,65 +188,69 @@ def carry_over(work: Work, whole: str, selection: Selection) -> int:
                 continue
             if name in folders:
                 folders.remove(name)
-            destination = work.new / path
-            if not os.path.lexists(destination):
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                _clone(source, destination)
-                count += 1
+            try:
+                if _make_parents(work.base, work.new, path):
+                    if os.path.lexists(work.new / path):
+                        remove(work.new / path)
+                    _clone(source, work.new / path)
+                    count += 1
+            except OSError as error:
+                raise RestoreFailed(
+                    f"{shown(path)}, which no backup has, cannot be kept in place: {error.strerror}",
+                    hint="run as its owner or as root, or move it away first",
+                ) from error
     return count
 
 
-def swap(work: Work, units: list[Unit], backup_id: str) -> None:
-    """Put every unit in place. Raises RestoreFailed; call ``undo`` then."""
-    document = {"backup": backup_id, "units": [[u.path, u.new, u.old] for u in units]}
-    write_durably(work.folder / _JOURNAL, json.dumps(document, indent=1).encode())
-    flush_folder(work.folder)
-    flush_folder(work.base)
+def swap(work: Work, units: list[Unit]) -> None:
+    """Put every unit in place; the journal is written. Raises RestoreFailed; call ``undo`` then."""
     for unit in units:
         target = work.base / unit.path
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not _inside(target.parent, work.base):
-                raise RestoreFailed(f"{shown(str(target.parent))} is a link out of {work.base} now",
+            if not _make_parents(work.new, work.base, unit.path):
+                raise RestoreFailed(f"{shown(str(target.parent))} is no folder of {work.base} now",
                                     hint="unpack the backup with --into and copy what you need")  # fmt: skip
             if _inode_of(target) != unit.old:
                 raise RestoreFailed(f"{shown(str(target))} was changed by somebody else meanwhile")
             if unit.old is None:
-                _rename(work.new / unit.path, target, _NO_REPLACE)
+                _move(work.new / unit.path, target, _NO_REPLACE)
             else:
                 _exchange(work, unit)
             flush_folder(target.parent)
         except OSError as error:
-            hint = None
-            if error.errno in (errno.EBUSY, errno.EXDEV):
-                hint = "a mount point cannot be swapped: unpack it with --into and copy it"
             raise RestoreFailed(
-                f"{shown(str(target))} cannot be replaced: {error.strerror}", hint=hint
+                f"{shown(str(target))} cannot be replaced: {error.strerror}"
             ) from error
 
 
-def undo(work: Work) -> None:
-    """Put every old unit back, as far as they were swapped. Raises RestoreFailed."""
+def undo(work: Work) -> bool:
+    """Put every old unit back, as far as they were swapped; whether any was. Raises RestoreFailed."""
     try:
         document = json.loads((work.folder / _JOURNAL).read_bytes())
+        units = [Unit(path, tuple(new), tuple(old) if old else None)
+                 for path, new, old in document["units"]]  # fmt: skip
+        if any(".." in u.path.split("/") or u.path.startswith("/") for u in units):
+            raise ValueError
     except FileNotFoundError:
-        return  # nothing was swapped
-    except ValueError as error:
+        return False
+    except (ValueError, TypeError, KeyError) as error:
         raise RestoreFailed(f"{work.folder / _JOURNAL} cannot be read") from error
-    units = [Unit(path, tuple(new), tuple(old) if old else None)
-             for path, new, old in document["units"]]  # fmt: skip
+    swapped = False
     for unit in reversed(units):
         target, aside = work.base / unit.path, work.aside / unit.path
+        if not _inside(target.parent, work.base):
+            continue
         try:
             here = _inode_of(target)
+            swapped |= here == unit.new
             if unit.old is not None and here != unit.old and _inode_of(aside) == unit.old:
                 if here == unit.new:
-                    os.rename(target, work.new / unit.path)
-                os.rename(aside, target)
+                    _move(target, work.new / unit.path, _NO_REPLACE)
+                _move(aside, target, _NO_REPLACE)
             elif here == unit.new and unit.old is None:
-                os.rename(target, work.new / unit.path)
+                _move(target, work.new / unit.path, _NO_REPLACE)
             elif here == unit.new:
-                _exchange(work, Unit(unit.path, unit.new, unit.old))
+                _exchange(work, unit)
             if target.parent.is_dir():
                 flush_folder(target.parent)
         except OSError as error:
@@ -204,28 +258,86 @@ def undo(work: Work) -> None:
                 f"{shown(str(target))} could not be put back: {error.strerror}",
                 hint=f"the old one lies in {work.folder}: put it back by hand",
             ) from error
-    forget(work)
+    return swapped
+
+
+def keep_aside(work: Work, mark: str) -> Path | None:
+    """From now on what is in place stays; what it replaced lies where the path says (None: nothing did)."""
+    (work.folder / _JOURNAL).unlink(missing_ok=True)
+    flush_folder(work.folder)
+    for folder in (work.new, work.aside):
+        for empty, _, _ in os.walk(folder, topdown=False):  # only what holds nothing
+            with contextlib.suppress(OSError):
+                os.rmdir(empty)
+    if not (work.new.exists() or work.aside.exists()):
+        remove(work.folder)
+        return None
+    if work.new.exists() and not work.aside.exists():
+        os.rename(work.new, work.aside)
+    place = work.base / work.folder.name.replace(WORKING, mark, 1)
+    os.rename(work.folder, place)
+    flush_folder(work.base)
+    return place
 
 
 def forget(work: Work) -> None:
-    """From now on what is in place stays."""
-    (work.folder / _JOURNAL).unlink()
+    """Everything is as it was: the folder of the restore goes when ``working`` ends."""
+    (work.folder / _JOURNAL).unlink(missing_ok=True)
     flush_folder(work.folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a tree of ours, also where folders may not be written to; what cannot go is told."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink()
+        return
+    for place, _, _ in os.walk(path):
+        with contextlib.suppress(OSError):
+            os.chmod(place, 0o700)
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        _log.warning("%s could not be removed", path)
 
 
 def _exchange(work: Work, unit: Unit) -> None:
     """Swap the unit in place with the one in ``new``."""
     target, new = work.base / unit.path, work.new / unit.path
-    try:
-        _rename(new, target, _EXCHANGE)
-        return
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise
+    with _movable(target), _movable(new):
+        try:
+            _rename(new, target, _EXCHANGE)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+                raise
     aside = work.aside / unit.path
     aside.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(target, aside)
-    os.rename(new, target)
+    _move(target, aside, _NO_REPLACE)
+    _move(new, target, _NO_REPLACE)
+
+
+def _move(source: Path, target: Path, flags: int) -> None:
+    with _movable(source):
+        _rename(source, target, flags)
+
+
+@contextlib.contextmanager
+def _movable(path: Path) -> Iterator[None]:
+    """A folder can be moved by an ordinary user only while it may be written to."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        yield  # no folder
+        return
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    closed = not mode & 0o200
+    try:
+        if closed:
+            os.fchmod(descriptor, mode | 0o200)
+        yield
+    finally:
+        if closed:
+            os.fchmod(descriptor, mode)
+        os.close(descriptor)
 
 
 def _rename(source: Path, target: Path, flags: int) -> None:
@@ -239,12 +351,35 @@ def _rename(source: Path, target: Path, flags: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def _make_parents(like: Path, base: Path, path: str) -> bool:
+    """Make the folders that ``path`` lies in under ``base``, as they are under ``like``.
+
+    False where one of them is something else than a folder: nothing is written through a link.
+    """
+    place = ""
+    for name in path.split("/")[:-1]:
+        place = f"{place}/{name}" if place else name
+        try:
+            if not stat.S_ISDIR((base / place).lstat().st_mode):
+                return False
+        except FileNotFoundError:
+            status = (like / place).stat()
+            (base / place).mkdir(mode=0o700)
+            if os.geteuid() == 0:
+                os.chown(base / place, status.st_uid, status.st_gid)
+            os.chmod(base / place, stat.S_IMODE(status.st_mode))
+    return True
+
+
 def _clone(source: Path, destination: Path) -> None:
     """The same tree again, its files by hard links."""
     if source.is_dir() and not source.is_symlink():
-        destination.mkdir()
+        destination.mkdir(mode=0o700)
         for entry in os.scandir(source):
             _clone(Path(entry.path), destination / entry.name)
+        status = source.stat()
+        if os.geteuid() == 0:
+            os.chown(destination, status.st_uid, status.st_gid)
         shutil.copystat(source, destination)
     else:
         os.link(source, destination, follow_symlinks=False)

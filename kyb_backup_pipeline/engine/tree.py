@@ -4,6 +4,7 @@ Patterns are those of ``.gitignore``. Sockets, FIFOs and devices are left out, w
 targets of links that lead out of the folder (the link itself is kept).
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -51,9 +52,13 @@ class Selection:
         object.__setattr__(self, "_include", include)
         object.__setattr__(self, "_exclude", GitIgnoreSpec.from_lines(self.exclude))
 
-    def includes(self, path: str, mode: int) -> bool:
-        """Whether an entry is taken for its own sake."""
-        return self._include is None or _matches(self._include, path, mode)
+    def includes(self, path: str, mode: int, *, inside: bool = False) -> bool:
+        """Whether an entry is taken: for its own sake, or ``inside`` of a folder that is, unless it is
+        named with ``!``."""
+        if self._include is None:
+            return True
+        found = self._include.check_file(f"{path}/" if stat.S_ISDIR(mode) else path).include
+        return found is not False if inside else _matches(self._include, path, mode)
 
     def excludes(self, path: str, mode: int) -> bool:
         """Whether an entry, with all that is in it, is left out."""
@@ -61,14 +66,22 @@ class Selection:
 
 
 EVERYTHING = Selection()
+DEEPEST = 500
+"""Levels of folders; more is a mistake, or an attack."""
 
 
 def walk(
-    root: Path, selection: Selection, notes: list[str], *, prefix: str = ""
+    root: Path,
+    selection: Selection,
+    notes: list[str],
+    *,
+    prefix: str = "",
+    moving: bool = False,
 ) -> Iterator[Found]:
     """The entries of ``root`` to take, folders before what is in them; ``prefix`` stands before paths.
 
-    Raises BackupFailed for what cannot be read, Changed.
+    Where files come and go by their nature (``moving``: logs) one that is gone is none. Raises
+    BackupFailed for what cannot be read, Changed.
     """
     top = os.path.realpath(root)
     frames = [_Frame(_listed(top), "", selection.include is None, ())]
@@ -82,20 +95,26 @@ def walk(
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
+            if moving:
+                continue
             raise Changed(entry.path) from None
+        except OSError as error:
+            raise unreadable(entry.path, error) from error
         mode = status.st_mode
         if selection.excludes(path, mode):
             continue
-        taken = frame.whole or selection.includes(path, mode)
+        taken = selection.includes(path, mode, inside=frame.whole)
         found = Found(prefix + path, entry.path, status, taken)
         if stat.S_ISDIR(mode):
             if taken:
                 for above in frames:
                     yield from above.take_ahead()
                 yield found
+            if len(frames) == DEEPEST:
+                raise BackupFailed(f"{shown(entry.path[:200])}… lies deeper than {DEEPEST} folders")
             ahead = () if taken else (found,)
             frames.append(_Frame(_listed(entry.path), f"{path}/", taken, ahead))
-        elif taken and not _left_out(found, top, notes):
+        elif taken and not _left_out(found, path, notes):
             for above in frames:
                 yield from above.take_ahead()
             yield found
@@ -138,21 +157,35 @@ def _matches(spec: GitIgnoreSpec, path: str, mode: int) -> bool:
     return spec.match_file(path) or (stat.S_ISLNK(mode) and spec.match_file(f"{path}/"))
 
 
-def _left_out(found: Found, top: str, notes: list[str]) -> bool:
+def _left_out(found: Found, path: str, notes: list[str]) -> bool:
     mode = found.status.st_mode
     if stat.S_ISLNK(mode):
-        target = os.path.realpath(found.source)
-        if target != top and not target.startswith(f"{top}/"):
-            notes.append(
-                f"{shown(found.path)} is a link out of the folder: what it leads to is not in this "
-                "backup, and a restore refuses it (--skip-links leaves it out)"
-            )
+        with contextlib.suppress(OSError):
+            if leads_out(path, os.readlink(found.source)):
+                notes.append(
+                    f"{shown(found.path)} is a link out of the folder: what it leads to is not in this "
+                    "backup, and a restore refuses it (--skip-unsafe leaves it out)"
+                )
         return False
     if stat.S_ISREG(mode):
         return False
     what = "socket" if stat.S_ISSOCK(mode) else "FIFO" if stat.S_ISFIFO(mode) else "device"
     notes.append(f"{shown(found.path)} was left out: it is a {what}")
     return True
+
+
+def leads_out(path: str, target: str) -> bool:
+    """Whether a link at ``path`` leads out of the folder that paths are relative to.
+
+    ``..`` counts only at the beginning: behind another link it could be anywhere.
+    """
+    if not target or target.startswith("/") or "\0" in target:
+        return True
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    up = 0
+    while up < len(parts) and parts[up] == "..":
+        up += 1
+    return ".." in parts[up:] or up > path.count("/")
 
 
 def unreadable(path: str, error: OSError) -> BackupFailed:

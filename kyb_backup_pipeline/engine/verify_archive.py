@@ -193,7 +193,11 @@ def _examine_legacy_application(folder: Path, manifest: Manifest, seen: Examinat
         seen.found(legacy.METADATA, f"belongs to another backup, {manifest.backup_id!r}")
     has = manifest.components
     if has.get("configs"):
-        files = [path for path in (folder / "configs").rglob("*") if path.is_file()]
+        configs = folder / "configs"
+        if configs.is_symlink():
+            seen.found("configs", "is a link: what it leads to is not in this backup")
+            return
+        files = [path for path in configs.rglob("*") if path.is_file()]
         for path in files:
             try:
                 seen.read += _hash(path)[0]

@@ -25,6 +25,7 @@ from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
 MAJOR = 18
 DATABASE = "kyb_platform"
 USER = "kyb_user"
+RESTORER = "kyb_restore"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import connect
 from kyb_backup_pipeline.sandbox import platform, sample_data
 from kyb_backup_pipeline.sandbox.cluster import Cluster
-from kyb_backup_pipeline.sandbox.place import DATABASE, USER, Place
+from kyb_backup_pipeline.sandbox.place import DATABASE, RESTORER, USER, Place
 
 Say = Callable[[str], None]
 
@@ -133,7 +133,9 @@ def _fill(place: Place, say: Say) -> None:
     """Make role and database of the platform with their sample data, once."""
     cluster = place.platform
     _make_role(cluster, USER, place.secret("database"))
+    _make_role(cluster, RESTORER, place.secret("restore"))
     with connect(cluster.target()) as connection:
+        connection.execute(sql.SQL("ALTER ROLE {} SUPERUSER").format(sql.Identifier(RESTORER)))
         connection.execute(
             sql.SQL("GRANT pg_read_all_data, pg_read_all_settings TO {}").format(
                 sql.Identifier(USER)
@@ -221,6 +223,11 @@ port = {place.platform.port}
 name = "{DATABASE}"
 user = "{USER}"
 password_file = "secrets/database"
+
+[recovery]
+user = "{RESTORER}"
+password_file = "secrets/restore"
+health_url = "http://127.0.0.1:{place.port("application")}/health"
 
 [backup]
 minimum_free = 268435456

@@ -1,0 +1,490 @@
+"""Bringing the database back: beside the live one first, in its place only once it is proved.
+
+The live database is not touched before the restored one, under a name of its own on the same server, has
+been compared with the evidence. Then the service is stopped and the names are swapped; the old database
+stays, under another name, until a person drops it.
+
+    verify      every byte of the backup
+    check       versions, rights, room, what a rename cannot pass over; leftovers of killed restores go
+    save        a safety backup of what is there now, itself verified
+    create      roles that are missing, and an empty database as the source's was
+    load        the dump, ON_ERROR_STOP
+    settle      settings, owner and grants of the database itself; ANALYZE
+    compare     with the evidence
+    stop        the service
+    swap        two renames in one transaction
+    start       the service
+    health      its health address, smoke queries; what fails here swaps back
+
+Each step is written down before it begins and when it has ended (``recovery_journal``); a step that
+stands there as done is not done again. Where to look next: ``database_swap``, ``restore``.
+"""
+
+import contextlib
+import logging
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import datetime
+
+import psycopg
+from psycopg import sql
+
+from kyb_backup_pipeline.engine.comparison import compare
+from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.database_swap import (
+    check_swappable,
+    database_oid,
+    swap_databases,
+)
+from kyb_backup_pipeline.engine.errors import (
+    BackupFailed,
+    CouldNotVerify,
+    KybError,
+    Locked,
+    NotEnoughSpace,
+    ProofFailed,
+    Refused,
+    RestoreFailed,
+)
+from kyb_backup_pipeline.engine.evidence import take_evidence_parallel
+from kyb_backup_pipeline.engine.full_backup import take_full_backup
+from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.postgres import Programs, Target, client_programs, connect
+from kyb_backup_pipeline.engine.progress import Reporter, silent
+from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, Step, maintenance
+from kyb_backup_pipeline.engine.request import Request
+from kyb_backup_pipeline.engine.restore import (
+    apply_database_settings,
+    check_requirements,
+    create_database,
+    load_dump,
+    load_globals,
+)
+from kyb_backup_pipeline.engine.restore_outlook import (
+    Wish,
+    check_wish,
+    drop_restoring,
+    leftovers,
+    look_ahead,
+    restoring_target,
+    told,
+)
+from kyb_backup_pipeline.engine.restore_source import (
+    Source,
+    evidence_of,
+    globals_of,
+    origin_of,
+)
+from kyb_backup_pipeline.engine.service import start_service, stop_service
+from kyb_backup_pipeline.engine.single_tables import keep_tables
+from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
+from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.verify import verify_backup
+
+_log = logging.getLogger(__name__)
+
+STEPS = ("verify", "check", "save", "create", "load", "settle", "compare", "stop", "swap", "start",
+         "health")  # fmt: skip
+BESIDE_STEPS = STEPS[: STEPS.index("compare") + 1]
+"""Those of a restore that stays beside the live database."""
+
+SAFETY_PREFIX = "pre_restore"
+_ROOM_FACTOR = 1.2
+_POLL = 0.25
+
+
+class DatabaseRestore:
+    """One restore, in steps that can be run one after the other, also by different processes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        backup: Backup,
+        wish: Wish,
+        journal: Journal,
+        report: Reporter = silent,
+    ) -> None:
+        self.settings = settings
+        self.backup = backup
+        self.wish = wish
+        self.journal = journal
+        self.report = report
+        self.journals = Journals.of(settings)
+        self.target = restoring_target(settings)
+        self.server = maintenance(self.target)
+        self.source = Source(folder=backup.folder, manifest=backup.require_manifest())
+
+    @classmethod
+    def begin(
+        cls,
+        settings: Settings,
+        backup: Backup,
+        wish: Wish,
+        *,
+        now: datetime,
+        report: Reporter = silent,
+    ) -> "DatabaseRestore":
+        """Write a journal for a new restore. Raises InvalidRequest, Locked, RestoreFailed."""
+        check_wish(settings, backup, wish)
+        repair_database(settings)
+        target = restoring_target(settings)
+        journals = Journals.of(settings)
+        with journals.holding(target):
+            for other in journals.all(target):
+                if (
+                    other.state == "running"
+                    and other.database == target.dbname
+                    and not other.abandoned()
+                ):
+                    raise Locked(
+                        f"{other.restore_id} of {other.backup_id} is at work: process {other.process} "
+                        f"on {other.machine}",
+                        hint="wait for it; if that machine is gone, remove its journal in "
+                        f"{journals.folder}",
+                    )
+            journal = journals.begin(
+                target, backup.backup_id, into=wish.into, run_id=wish.run_id, now=now
+            )
+        return cls(settings, backup, wish, journal, report)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return STEPS if self.wish.into is None else BESIDE_STEPS
+
+    def run(self) -> Journal:
+        """Run every step that is not done yet. Raises what went wrong; the journal says how it ended."""
+        for name in self.steps:
+            self.step(name)
+        return self.finish()
+
+    def step(self, name: str) -> Step:
+        """Run one step. Raises Refused unless all before it are done."""
+        done = next((s for s in self.journal.steps if s.name == name and s.finished_at), None)
+        if done is not None:
+            return done
+        if self.journal.state != "running":
+            raise Refused(f"{self.journal.restore_id} has ended ({self.journal.state})",
+                          hint="begin a new restore")  # fmt: skip
+        missing = [s for s in self.steps[: self.steps.index(name)] if not self.journal.done(s)]
+        if missing:
+            raise Refused(f"{name} comes after {missing[0]}, which was not done",
+                          hint="run the steps in their order")  # fmt: skip
+        body: Callable[[Step], None] = getattr(self, f"_{name}")
+        repository = Repository(self.settings.repository)
+        with self.journals.holding(self.target), repository.reading(self.backup):
+            try:
+                with self.journals.step(self.journal, name) as step:
+                    _log.info("%s: %s", self.journal.restore_id, name)
+                    body(step)
+                return step
+            except BaseException as error:
+                self._fail(name, error)
+                if isinstance(error, psycopg.Error):
+                    raise told(error) from error
+                raise
+
+    def finish(self) -> Journal:
+        """Close the journal."""
+        self.journal.state = "done"
+        self.journal.finished_at = utc_now()
+        self.journals.keep(self.journal)
+        return self.journal
+
+    # The steps
+
+    def _verify(self, step: Step) -> None:
+        proof = verify_backup(
+            Repository(self.settings.repository), self.backup, settings=self.settings, now=utc_now(),
+            report=self.report, run_id=self.wish.run_id,
+        )  # fmt: skip
+        if proof.verdict == "failed":
+            raise ProofFailed(f"{self.backup.backup_id} is bad: {proof.summary}",
+                              hint="restore another: kyb-backup list")  # fmt: skip
+        if proof.verdict == "could_not_verify":
+            raise CouldNotVerify(proof.summary, hint=proof.hint)
+        step.detail = proof.summary
+
+    def _check(self, step: Step) -> None:
+        for name, journal in leftovers(self.settings, self.journal.restore_id):
+            drop_restoring(self.server, journal)
+            self.journal.notes.append(f"removed {name!r}, which {journal.restore_id} had left")
+        outlook = look_ahead(self.settings, self.backup, self.wish, now=utc_now())
+        if outlook.room is not None and outlook.room < outlook.needed:
+            raise NotEnoughSpace(
+                f"{outlook.room / 2**30:.2f} GiB free where the server keeps its data, about "
+                f"{outlook.needed / 2**30:.2f} GiB needed for a second database",
+                hint="free space there; old databases are listed by kyb-backup restore replaced",
+            )
+        self.journal.old_oid = database_oid(self.server, self.target.dbname)
+        if self.wish.into is None and self.journal.old_oid is not None:
+            check_swappable(self.server, self.journal.old_oid)
+        self.journal.notes += outlook.notes
+        step.detail = f"PostgreSQL {outlook.server_version}"
+
+    def _save(self, step: Step) -> None:
+        if self.wish.into is not None or self.journal.old_oid is None:
+            step.detail = "nothing is replaced"
+            return
+        if not self.wish.safety_backup:
+            step.detail = "not wanted"
+            return
+        request = Request(
+            backup_id=Repository(self.settings.repository).free_id(
+                SAFETY_PREFIX, self.journal.began_at
+            ),
+            label=f"before restoring {self.backup.backup_id}",
+            run_id=self.wish.run_id,
+        )
+        try:
+            saved = take_full_backup(self.settings, request, now=utc_now(), report=self.report)
+            proof = verify_backup(
+                Repository(self.settings.repository), saved, settings=self.settings, now=utc_now(),
+                report=self.report,
+            )  # fmt: skip
+        except KybError as error:
+            raise BackupFailed(
+                f"what is there now could not be saved: {error.message}",
+                hint="nothing was changed; --without-safety-backup restores all the same",
+            ) from error
+        if proof.verdict != "passed":
+            raise BackupFailed(f"the safety backup {saved.backup_id} is bad: {proof.summary}",
+                               hint="nothing was changed")  # fmt: skip
+        self.journal.safety_backup = step.detail = saved.backup_id
+
+    def _create(self, step: Step) -> None:
+        origin = origin_of(self.source)
+        check_requirements(self.server, origin.requirements)
+        text, recorded = globals_of(self.source)
+        if not recorded:
+            self.journal.notes.append("roles were not recorded: those that the dump names are made")
+        self.journal.notes += load_globals(self.server, text, throwaway=False)
+        create_database(self.server, self.journal.new_name, origin.requirements)
+        self.journal.new_oid = database_oid(self.server, self.journal.new_name)
+        step.detail = self.journal.new_name
+
+    def _load(self, step: Step) -> None:
+        how = self.settings.recovery
+        load_dump(
+            self.source,
+            self._programs(),
+            self._new,
+            jobs=how.jobs,
+            stall_timeout=how.stall_timeout,
+            single_transaction=False,
+            report=self.report,
+        )
+
+    def _settle(self, step: Step) -> None:
+        if self.source.manifest.legacy:
+            with connect(self.server) as connection:
+                connection.execute(
+                    sql.SQL("ALTER DATABASE {} OWNER TO {}").format(
+                        sql.Identifier(self.journal.new_name),
+                        sql.Identifier(self.settings.database.user),
+                    )
+                )
+            self.journal.notes.append("settings and grants of the database were not recorded")
+        else:
+            self.journal.notes += apply_database_settings(self.source, self._programs(), self._new)
+        with connect(self._new) as connection:
+            connection.execute("ANALYZE")
+
+    def _compare(self, step: Step) -> None:
+        evidence = evidence_of(self.source)
+        if evidence is None:
+            step.detail = "restored; the backup has no evidence to compare with"
+        else:
+            restored = take_evidence_parallel(
+                self._new, like=evidence, jobs=self.settings.recovery.jobs, report=self.report
+            )
+            result = compare(evidence, restored)
+            # roles belong to the whole server: those that existed were left as they are
+            bad = [f for f in result.differences if not f.object.startswith("role ")]
+            self.journal.notes += [
+                f"{f.object} {f.message}" for f in result.differences if f not in bad
+            ]
+            if bad:
+                more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+                raise RestoreFailed(
+                    f"the restored database is not what the source held: {bad[0].object} "
+                    f"{bad[0].message}{more}",
+                    hint=f"{self.target.dbname!r} was not touched; look at {self.journal.new_name!r}",
+                )
+            step.detail = f"{result.rows} rows in {result.tables} tables equal the source's"
+        if self.wish.into is not None:
+            self._keep_beside()
+
+    def _stop(self, step: Step) -> None:
+        if self.wish.service:
+            stop_service(self.settings.application)
+
+    def _swap(self, step: Step) -> None:
+        journal = self.journal
+        assert journal.new_oid is not None
+        began = time.monotonic()
+        live = database_oid(self.server, journal.database)
+        if live != journal.old_oid and live != journal.new_oid:
+            raise RestoreFailed(
+                f"{journal.database!r} was replaced by somebody else meanwhile",
+                hint="nothing was swapped; begin again",
+            )
+        if live != journal.new_oid:
+            aside = None if journal.old_oid is None else journal.replaced_name
+            try:
+                swap_databases(
+                    self.server, live=journal.database, aside=aside, new=journal.new_name
+                )
+            except (RestoreFailed, psycopg.Error):
+                with contextlib.suppress(KybError, psycopg.Error):
+                    live = database_oid(self.server, journal.database)
+                if live != journal.new_oid:  # else it was committed, and only the answer was lost
+                    raise
+        stopped = next(s for s in journal.steps if s.name == "stop")
+        journal.interruption_seconds = (utc_now() - stopped.began_at).total_seconds()
+        step.detail = f"{time.monotonic() - began:.2f} s"
+
+    def _start(self, step: Step) -> None:
+        if self.wish.service:
+            start_service(self.settings.application)
+
+    def _health(self, step: Step) -> None:
+        how = self.settings.recovery
+        if how.health_url and self.wish.service:
+            _await_health(how.health_url, how.health_timeout)
+        findings, asked = ask_smoke_queries(self.settings, self.target)
+        if findings:
+            raise RestoreFailed(f"{findings[0].object} {findings[0].message}")
+        step.detail = f"{asked} smoke queries answered"
+
+    # What is around them
+
+    @property
+    def _new(self) -> Target:
+        return self.target.with_database(self.journal.new_name)
+
+    def _programs(self) -> Programs:
+        origin = origin_of(self.source)
+        return client_programs(self.settings.postgres, max(origin.major, _major(self.server)))
+
+    def _keep_beside(self) -> None:
+        """Give the restored database its wanted name, and keep only the wanted tables of it."""
+        assert self.wish.into is not None
+        if self.wish.tables:
+            keep_tables(self._new, self.wish.tables)
+        swap_databases(self.server, live=self.wish.into, aside=None, new=self.journal.new_name)
+
+    def _fail(self, name: str, error: BaseException) -> None:
+        """What the live database and the service are owed when a step fails."""
+        said = error.message if isinstance(error, KybError) else str(error) or type(error).__name__
+        self.journal.error = f"{name}: {said.splitlines()[0] if said else name}"
+        outcome: list[str] = []
+        try:
+            outcome.append(self._owed(name, error))
+            if self.journal.state == "running":
+                self.journal.state = "failed"
+        except (KybError, psycopg.Error, OSError) as further:
+            # it stays "running", and whoever comes next finishes it: repair_database
+            outcome.append(f"and then: {str(further).splitlines()[0]}; once that is mended: "
+                           "kyb-backup restore repair")  # fmt: skip
+        self.journal.finished_at = utc_now()
+        with contextlib.suppress(KybError):
+            self.journals.keep(self.journal)
+        if isinstance(error, KybError):
+            error.message = "; ".join([error.message, *filter(None, outcome)])
+
+    def _owed(self, name: str, error: BaseException) -> str:
+        """Do it, and say how things stand."""
+        journal = self.journal
+        if name == "health":
+            return self._swap_back()
+        if name == "start":
+            return f"the restored database is in place, the old one is {journal.replaced_name!r}"
+        said = [f"{journal.database!r} is as it was"] if journal.into is None else []
+        if name == "swap" and database_oid(self.server, journal.database) == journal.new_oid:
+            said = [f"the restored database is in place, the old one is {journal.replaced_name!r}"]
+        if name in ("stop", "swap"):
+            said.append(self._start_again())
+        if name == "compare" and isinstance(error, RestoreFailed):
+            journal.kept = True
+        else:
+            drop_restoring(self.server, journal)
+        return "; ".join(filter(None, said))
+
+    def _start_again(self) -> str:
+        if not self.wish.service:
+            return ""
+        start_service(self.settings.application)
+        return "the service runs again"
+
+    def _swap_back(self) -> str:
+        journal = self.journal
+        if journal.old_oid is None:
+            return "there was no database before: the restored one stays"
+        if self.wish.service:
+            with contextlib.suppress(KybError):
+                stop_service(self.settings.application)
+        swap_databases(
+            self.server, live=journal.database, aside=journal.new_name, new=journal.replaced_name
+        )
+        journal.state, journal.kept = "swapped back", True
+        if self.wish.service:
+            start_service(self.settings.application)
+        return f"swapped back: {journal.database!r} is the old one, the restored one {journal.new_name!r}"
+
+
+def repair_database(settings: Settings) -> list[str]:
+    """Finish what killed restores of the database left: what was done about each.
+
+    One that was killed before its swap is undone, one that was killed behind it is complete; where it had
+    stopped the service, that is started. Raises RestoreFailed if the service does not start.
+    """
+    target = restoring_target(settings)
+    server, journals = maintenance(target), Journals.of(settings)
+    said = []
+    for journal in journals.all(target):
+        if not journal.abandoned():
+            continue
+        swapped = (
+            journal.into is None
+            and journal.new_oid is not None
+            and database_oid(server, journal.database) == journal.new_oid
+        )
+        if swapped:
+            journal.state = "done"
+            text = f"{journal.database!r} is the restored one, the old one is {journal.replaced_name!r}"
+        else:
+            drop_restoring(server, journal)
+            journal.state = "failed"
+            text = f"{journal.database!r} is as it was"
+        journal.error = journal.error or "it was killed"
+        if any(step.name == "stop" for step in journal.steps):
+            start_service(settings.application)
+            text += "; the service was started"
+        journal.finished_at = journal.finished_at or utc_now()
+        journals.keep(journal)
+        said.append(f"{journal.restore_id} was killed: {text}")
+    return said
+
+
+def _await_health(url: str, patience: float) -> None:
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                if answer.status == 200:
+                    return
+                reason = f"answered {answer.status}"
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        if time.monotonic() > give_up:
+            raise RestoreFailed(
+                f"the service is not well: {url}: {reason}", hint="recovery.health_url"
+            )
+        time.sleep(_POLL)
+
+
+def _major(server: Target) -> int:
+    with connect(server) as connection:
+        return connection.info.server_version // 10000

@@ -1,0 +1,227 @@
+"""The journal of a restore of the database: what was done, step by step, so that anybody can go on.
+
+One JSON file a restore, replaced whole and flushed before and after each step. It names databases by OID
+too: names change in a swap, OIDs do not, so after a kill it is known what was swapped, whoever looks.
+
+One restore of a database at a time: a lock on a file beside the journals, for processes of one host, and
+an advisory lock in the server, for all of them.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import psycopg
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.errors import Locked, NotFound, RestoreFailed
+from kyb_backup_pipeline.engine.files import flush_folder, write_durably
+from kyb_backup_pipeline.engine.manifest import utc_now, write_json
+from kyb_backup_pipeline.engine.postgres import Target, connect
+
+_FOLDER = "database/recovery"
+_NAME = re.compile(r"restore_\d{8}_\d{6}_\d{6}\.json")
+
+State = Literal["running", "done", "failed", "swapped back", "rolled back"]
+
+
+class Step(BaseModel):
+    """One step; ``finished_at`` is None while it runs, and for ever if it was killed or failed."""
+
+    name: str
+    began_at: AwareDatetime
+    finished_at: AwareDatetime | None = None
+    detail: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        if self.finished_at is None:
+            return None
+        return (self.finished_at - self.began_at).total_seconds()
+
+
+class Journal(BaseModel):
+    """One restore. ``old_oid`` and ``new_oid`` are those of the live and of the restored database.
+
+    ``kept``: the restored database did not come into place, and was left for a person to look at.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    restore_id: str
+    backup_id: str
+    host: str
+    port: int
+    database: str
+    new_name: str
+    replaced_name: str
+    into: str | None = None
+    state: State = "running"
+    began_at: AwareDatetime
+    finished_at: AwareDatetime | None = None
+    process: int = 0
+    process_began: str = ""
+    machine: str = ""
+    run_id: str | None = None
+    old_oid: int | None = None
+    new_oid: int | None = None
+    safety_backup: str | None = None
+    interruption_seconds: float | None = None
+    kept: bool = False
+    steps: list[Step] = []
+    notes: list[str] = []
+    error: str | None = None
+
+    def done(self, name: str) -> bool:
+        """Whether a step has come to its end."""
+        return any(step.name == name and step.finished_at is not None for step in self.steps)
+
+    def abandoned(self) -> bool:
+        """Whether it says that it runs, but its process is gone (as far as this host can tell)."""
+        if self.state != "running" or self.machine != socket.gethostname():
+            return False
+        return not process.alive(self.process) or (
+            process.started_at(self.process) != self.process_began
+        )
+
+
+class Journals:
+    """The folder of journals."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Journals":
+        """Where they are: as set, else in the repository, else (a read-only one) in the user's state."""
+        if settings.recovery.journals is not None:
+            return cls(settings.recovery.journals)
+        inside = settings.repository / _FOLDER
+        nearest = inside
+        while not nearest.exists():
+            nearest = nearest.parent
+        if os.access(nearest, os.W_OK):
+            return cls(inside)
+        state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+        digest = hashlib.sha256(str(settings.repository.absolute()).encode()).hexdigest()[:12]
+        return cls(Path(state) / "kyb-backup" / f"recovery-{digest}")
+
+    def begin(
+        self, target: Target, backup_id: str, *, into: str | None, run_id: str | None, now: datetime
+    ) -> Journal:
+        """A new journal, written down. Raises RestoreFailed if it cannot be written."""
+        stamp = f"{now:%Y%m%d%H%M%S}"
+        journal = Journal(
+            restore_id=f"restore_{now:%Y%m%d_%H%M%S_%f}",
+            backup_id=backup_id,
+            host=target.host,
+            port=target.port,
+            database=target.dbname,
+            new_name=derived_name(into or target.dbname, f"_restoring_{stamp}"),
+            replaced_name=derived_name(target.dbname, f"_replaced_{stamp}"),
+            into=into,
+            began_at=now,
+            process=os.getpid(),
+            process_began=process.started_at(os.getpid()),
+            machine=socket.gethostname(),
+            run_id=run_id,
+        )
+        self.keep(journal)
+        return journal
+
+    def keep(self, journal: Journal) -> None:
+        """Write a journal, durably. Raises RestoreFailed."""
+        path = self.folder / f"{journal.restore_id}.json"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            write_durably(temporary, write_json(journal))
+            os.rename(temporary, path)
+            flush_folder(self.folder)
+        except OSError as error:
+            raise RestoreFailed(
+                f"the journal {path} cannot be written: {error.strerror}",
+                hint="recovery.journals names a folder that can be written",
+            ) from error
+
+    def all(self, target: Target) -> list[Journal]:
+        """The journals of a server, the newest first."""
+        try:
+            names = sorted((n for n in os.listdir(self.folder) if _NAME.fullmatch(n)), reverse=True)
+        except OSError:
+            return []
+        found = [Journal.model_validate_json((self.folder / name).read_bytes()) for name in names]
+        return [j for j in found if (j.host, j.port) == (target.host, target.port)]
+
+    def find(self, restore_id: str) -> Journal:
+        """The journal of one restore. Raises NotFound."""
+        path = self.folder / f"{restore_id}.json"
+        if not _NAME.fullmatch(path.name) or not path.exists():
+            raise NotFound(f"there is no restore {restore_id!r} in {self.folder}")
+        return Journal.model_validate_json(path.read_bytes())
+
+    @contextlib.contextmanager
+    def step(self, journal: Journal, name: str) -> Iterator[Step]:
+        """Write down that a step begins, and, unless it fails, that it has ended."""
+        step = Step(name=name, began_at=utc_now())
+        journal.steps.append(step)
+        self.keep(journal)
+        yield step
+        step.finished_at = utc_now()
+        self.keep(journal)
+
+    @contextlib.contextmanager
+    def holding(self, target: Target) -> Iterator[None]:
+        """Hold the restore's lock of a database, on this host and in the server. Raises Locked."""
+        key = f"{target.host}:{target.port}/{target.dbname}"
+        number = int.from_bytes(hashlib.sha256(target.dbname.encode()).digest()[:7], "big")
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.folder / f".{hashlib.sha256(key.encode()).hexdigest()[:16]}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _locked(target) from None
+            with connect(maintenance(target)) as connection:
+                (free,) = connection.execute(
+                    "SELECT pg_try_advisory_lock(%s)", (number,)
+                ).fetchone() or (False,)
+                if not free:
+                    raise _locked(target)
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(
+                        psycopg.Error
+                    ):  # else it goes with the session, a bit later
+                        connection.execute("SELECT pg_advisory_unlock(%s)", (number,))
+        finally:
+            os.close(descriptor)
+
+
+def maintenance(target: Target) -> Target:
+    """Where to be while ``target``'s database is made, renamed or dropped."""
+    return target.with_database("template1" if target.dbname == "postgres" else "postgres")
+
+
+def derived_name(database: str, suffix: str) -> str:
+    """A name that begins with the database's and fits into PostgreSQL's 63 bytes."""
+    room = 63 - len(suffix.encode())
+    return database.encode()[:room].decode(errors="ignore") + suffix
+
+
+def _locked(target: Target) -> Locked:
+    return Locked(
+        f"another restore of {target.dbname!r} on {target.host}:{target.port} is at work",
+        hint="wait for it; its journal stands in the repository's database/recovery",
+    )

@@ -1,0 +1,133 @@
+"""Databases that a restore replaced: what there is, the way back to one, and the way out for good.
+
+They are known by the OID that the journal recorded, never by a name alone; only a person drops them.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+from psycopg import sql
+
+from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.database_swap import (
+    check_swappable,
+    database_named,
+    database_oid,
+    swap_databases,
+)
+from kyb_backup_pipeline.engine.errors import KybError, NotFound, RestoreFailed
+from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.postgres import connect
+from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, derived_name, maintenance
+from kyb_backup_pipeline.engine.restore_outlook import restoring_target
+from kyb_backup_pipeline.engine.service import start_service, stop_service
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replaced:
+    """A database that is not in use any more; ``bytes`` on the server's disk."""
+
+    name: str
+    oid: int
+    bytes: int
+    replaced_at: datetime
+    by_backup: str
+    journal: Journal
+
+
+def replaced_databases(settings: Settings) -> list[Replaced]:
+    """Those that are still there, the newest first."""
+    target = restoring_target(settings)
+    server = maintenance(target)
+    found: dict[int, Replaced] = {}
+    for journal in Journals.of(settings).all(target):
+        if journal.database != target.dbname or journal.into is not None:
+            continue
+        for oid in (journal.old_oid, journal.new_oid):
+            database = database_named(server, oid) if oid is not None else None
+            if database is None or database.name == target.dbname or oid in found:
+                continue
+            if journal.state == "running":
+                continue
+            found[database.oid] = Replaced(
+                name=database.name, oid=database.oid, bytes=database.bytes,
+                replaced_at=journal.finished_at or journal.began_at, by_backup=journal.backup_id,
+                journal=journal,
+            )  # fmt: skip
+    return list(found.values())
+
+
+def drop_replaced(settings: Settings, name: str) -> Replaced:
+    """Drop one of them for good. Raises NotFound for any other database, RestoreFailed."""
+    chosen = next((r for r in replaced_databases(settings) if r.name == name), None)
+    if chosen is None:
+        raise NotFound(f"{name!r} is no database that a restore replaced",
+                       hint="kyb-backup restore replaced lists those")  # fmt: skip
+    server = maintenance(restoring_target(settings))
+    journals = Journals.of(settings)
+    with journals.holding(restoring_target(settings)):
+        if database_oid(server, name) != chosen.oid:
+            raise RestoreFailed(f"{name!r} is another database by now")
+        try:
+            with connect(server) as connection:
+                connection.execute(
+                    sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+                )
+        except psycopg.Error as error:
+            raise RestoreFailed(
+                f"{name!r} cannot be dropped: {str(error).splitlines()[0]}"
+            ) from error
+    return chosen
+
+
+def last_swapped(settings: Settings) -> Journal:
+    """The journal of the restore that would be rolled back. Raises NotFound."""
+    target = restoring_target(settings)
+    server = maintenance(target)
+    live = database_oid(server, target.dbname)
+    for journal in Journals.of(settings).all(target):
+        if journal.database != target.dbname or journal.into is not None:
+            continue
+        if journal.new_oid is not None and journal.new_oid == live and journal.old_oid is not None:
+            if database_named(server, journal.old_oid) is None:
+                raise NotFound(
+                    f"the database that {journal.restore_id} replaced is gone",
+                    hint=f"its safety backup: {journal.safety_backup or 'none was taken'}",
+                )
+            return journal
+    raise NotFound(f"{target.dbname!r} was not put in place by a restore that is known here",
+                   hint="kyb-backup restore replaced lists the databases that were replaced")  # fmt: skip
+
+
+def roll_back(settings: Settings, journal: Journal, *, service: bool = True) -> str:
+    """Put the replaced database back; the name that the restored one has from now on.
+
+    Raises RestoreFailed; then nothing was swapped, and the service was started again.
+    """
+    target = restoring_target(settings)
+    server = maintenance(target)
+    journals = Journals.of(settings)
+    with journals.holding(target):
+        assert journal.old_oid is not None
+        assert journal.new_oid is not None
+        old = database_named(server, journal.old_oid)
+        if old is None or database_oid(server, target.dbname) != journal.new_oid:
+            raise RestoreFailed("the databases are not those of the journal any more")
+        check_swappable(server, journal.new_oid)
+        aside = derived_name(target.dbname, f"_rolled_back_{utc_now():%Y%m%d%H%M%S}")
+        try:
+            if service:
+                stop_service(settings.application)
+            swap_databases(server, live=target.dbname, aside=aside, new=old.name)
+        except KybError as error:
+            if service:
+                start_service(settings.application)
+            error.message += "; nothing was swapped"
+            raise
+        journal.state = "rolled back"
+        journal.finished_at = utc_now()
+        journals.keep(journal)
+        if service:
+            start_service(settings.application)
+    return aside

@@ -1,0 +1,277 @@
+"""What a restore of the database would do, without doing it; and what killed restores have left.
+
+Everything that can be known before the first byte is loaded is looked at here: versions, rights, roles,
+room. Where to look next: ``database_restore``.
+"""
+
+import contextlib
+import ipaddress
+import os
+import re
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import psycopg
+from psycopg import sql
+
+from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.database_swap import database_named, database_oid
+from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, Refused, RestoreFailed
+from kyb_backup_pipeline.engine.postgres import Target, connect
+from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, maintenance
+from kyb_backup_pipeline.engine.restore import check_requirements, missing_here
+from kyb_backup_pipeline.engine.restore_source import Origin, Source, globals_of, origin_of
+from kyb_backup_pipeline.engine.sql_script import statements
+from kyb_backup_pipeline.engine.store import Backup
+
+_ROOM_FACTOR = 1.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the caller asks for. ``into``: beside the live database, under that name.
+
+    ``tables`` (with ``into`` only): keep these tables and drop the others. Names as PostgreSQL prints
+    them, with their schema where that is not ``public``.
+    """
+
+    into: str | None = None
+    tables: tuple[str, ...] = ()
+    safety_backup: bool = True
+    service: bool = True
+    run_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What a restore would do. Sizes in bytes; ``rows_now`` is the server's estimate."""
+
+    backup_id: str
+    target: str
+    taken_at: datetime
+    age_seconds: float
+    rows_then: int | None
+    rows_now: int | None
+    bytes_then: int | None
+    bytes_now: int | None
+    server_version: str
+    new_roles: tuple[str, ...]
+    roles_without_password: tuple[str, ...]
+    room: int | None
+    needed: int
+    leftovers: tuple[str, ...]
+    into: str | None
+    notes: tuple[str, ...]
+
+
+def restoring_target(settings: Settings) -> Target:
+    """The database that is restored, as the role that restores."""
+    target, how = Target.of(settings), settings.recovery
+    if how.user is None:
+        return target
+    password = how.password.get_secret_value() if how.password else None
+    return replace(target, user=how.user, password=password)
+
+
+def check_wish(settings: Settings, backup: Backup, wish: Wish) -> None:
+    """Raises InvalidRequest for what cannot be meant."""
+    if backup.kind != "full":
+        raise InvalidRequest(
+            f"{backup.backup_id} is a {backup.kind.replace('_', ' ')} backup",
+            hint="kyb-backup list --kind full; a base backup is for restore point-in-time",
+        )
+    if wish.tables and wish.into is None:
+        raise InvalidRequest("single tables come back into a database beside the live one",
+                             hint="--into NAME, then copy from there what you need")  # fmt: skip
+    if wish.into is not None:
+        if wish.into == settings.database.name:
+            raise InvalidRequest(f"--into {wish.into} is the live database itself",
+                                 hint="without --into it is replaced, once the new one is proved")  # fmt: skip
+        if not wish.into or len(wish.into.encode()) > 63 or "\0" in wish.into:
+            raise InvalidRequest(f"{wish.into!r} is no name of a database")
+
+
+def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime) -> Outlook:
+    """What a restore would do, without doing it.
+
+    Raises Refused and CouldNotVerify for what it cannot do here, DatabaseUnreachable, RestoreFailed.
+    """
+    check_wish(settings, backup, wish)
+    manifest = backup.require_manifest()
+    source = Source(folder=backup.folder, manifest=manifest)
+    origin = origin_of(source)
+    target = restoring_target(settings)
+    server = maintenance(target)
+    notes: list[str] = []
+    try:
+        with connect(server) as connection:
+            version = connection.execute("SHOW server_version").fetchone()
+            major = connection.info.server_version // 10000
+            _check_version(major, origin)
+            _check_rights(connection, target, wish)
+            if wish.into is not None and database_oid(server, wish.into) is not None:
+                raise Refused(
+                    f"there is a database {wish.into!r} already", hint="choose another name"
+                )
+            now_bytes = connection.execute(
+                "SELECT pg_database_size(oid) FROM pg_database WHERE datname = %s", (target.dbname,)
+            ).fetchone()
+            room = _room(connection, target)
+            existing = {
+                n for (n,) in connection.execute("SELECT quote_ident(rolname) FROM pg_roles")
+            }
+    except psycopg.Error as error:
+        raise told(error) from error
+    check_requirements(server, origin.requirements)
+    rows = None
+    if now_bytes is not None:
+        with contextlib.suppress(KybError, psycopg.Error), connect(target) as connection:
+            rows = connection.execute(
+                "SELECT greatest(coalesce(sum(reltuples), 0), 0)::bigint FROM pg_class "
+                "WHERE relkind = 'r' AND relnamespace::regnamespace::text NOT LIKE 'pg\\_%' "
+                "AND reltuples > 0"
+            ).fetchone()
+    new_roles, silent_roles = _roles(source, existing)
+    needed = round(_ROOM_FACTOR * (origin.requirements.database_bytes or 3 * manifest.total_size))
+    if room is None:
+        notes.append(
+            f"the server's free space is not known here: about {needed / 2**30:.2f} GiB is needed"
+        )
+    taken = manifest.started_at or manifest.timestamp
+    return Outlook(
+        backup_id=backup.backup_id,
+        target=str(target),
+        taken_at=taken,
+        age_seconds=(now - taken).total_seconds(),
+        rows_then=manifest.evidence.rows
+        if manifest.evidence and manifest.evidence.tables
+        else None,
+        rows_now=int(rows[0]) if rows else None,
+        bytes_then=origin.requirements.database_bytes or None,
+        bytes_now=int(now_bytes[0]) if now_bytes else None,
+        server_version=str(version[0]) if version else "?",
+        new_roles=new_roles,
+        roles_without_password=silent_roles,
+        room=room,
+        needed=needed,
+        leftovers=tuple(name for name, _ in leftovers(settings)),
+        into=wish.into,
+        notes=tuple(notes),
+    )
+
+
+def leftovers(settings: Settings, keep: str = "") -> list[tuple[str, Journal]]:
+    """Half-restored databases that killed or failed restores left, by their names.
+
+    Only those that a journal knows, that never came into place, and that were not left for a person.
+    """
+    target = restoring_target(settings)
+    server = maintenance(target)
+    found = []
+    for journal in Journals.of(settings).all(target):
+        if journal.restore_id == keep or journal.kept:
+            continue
+        if journal.state == "running" and not journal.abandoned():
+            continue
+        oid = journal.new_oid
+        if oid is None:
+            oid = database_oid(server, journal.new_name)
+        database = database_named(server, oid) if oid is not None else None
+        if database is not None and database.name == journal.new_name:
+            found.append((database.name, journal))
+    return found
+
+
+def drop_restoring(server: Target, journal: Journal) -> None:
+    """Drop the database that a restore was filling, if it has not come into place."""
+    name = journal.new_name
+    oid = database_oid(server, name)
+    if oid is None or (journal.new_oid is not None and oid != journal.new_oid):
+        return
+    with connect(server) as connection:
+        connection.execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        )
+
+
+def _check_version(major: int, origin: Origin) -> None:
+    if major < origin.major:
+        raise Refused(
+            f"the backup is of PostgreSQL {origin.major}, this server is {major}: dumps go forward only",
+            hint=f"restore on PostgreSQL {origin.major} or newer",
+        )
+
+
+def _check_rights(connection: psycopg.Connection, target: Target, wish: Wish) -> None:
+    row = connection.execute(
+        """
+        SELECT r.rolsuper, r.rolcreatedb, r.rolcreaterole, r.rolbypassrls,
+               pg_has_role('pg_signal_backend', 'USAGE'),
+               (SELECT pg_has_role(d.datdba, 'USAGE') FROM pg_database d WHERE d.datname = %s)
+        FROM pg_roles r WHERE r.rolname = current_user
+        """,
+        (target.dbname,),
+    ).fetchone()
+    assert row is not None
+    superuser, createdb, createrole, bypass, signal, owner = row
+    if superuser:
+        return
+    missing = []
+    if not createdb:
+        missing.append("CREATEDB")
+    if not createrole:
+        missing.append("CREATEROLE")
+    if not bypass:
+        missing.append("BYPASSRLS")
+    if wish.into is None and not signal:
+        missing.append("pg_signal_backend")
+    if wish.into is None and owner is False:
+        missing.append(f"membership in the owner of {target.dbname}")
+    if missing:
+        raise Refused(
+            f"{target.user!r} may not restore: it lacks {', '.join(missing)}",
+            hint="recovery.user names another role; docs/roles.md has its rights",
+        )
+
+
+def _roles(source: Source, existing: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Roles that would be made, and those of them that log in but have no recorded password."""
+    text, _ = globals_of(source)
+    made, silent_ones = [], []
+    for statement in statements(text):
+        if match := re.fullmatch(r'CREATE ROLE ("(?:[^"]|"")+"|\w+)', statement):
+            if match[1] not in existing:
+                made.append(match[1])
+        elif match := re.match(r'ALTER ROLE ("(?:[^"]|"")+"|\w+) WITH ', statement):
+            logs_in = re.search(r"\bLOGIN\b", statement) and " PASSWORD " not in statement
+            if match[1] in made and logs_in:
+                silent_ones.append(match[1])
+    return tuple(made), tuple(silent_ones)
+
+
+def _room(connection: psycopg.Connection, target: Target) -> int | None:
+    """Bytes free where the server keeps its data, if it is this machine and this role may know."""
+    if not _is_here(target.host):
+        return None
+    try:
+        row = connection.execute("SHOW data_directory").fetchone()
+        status = os.statvfs(str(row[0])) if row else None
+    except (psycopg.Error, OSError):
+        return None
+    return status.f_bavail * status.f_frsize if status else None
+
+
+def _is_here(host: str) -> bool:
+    if host.startswith("/") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def told(error: psycopg.Error) -> KybError:
+    """The error for what the server said."""
+    return missing_here(error.diag.message_primary) or RestoreFailed(
+        f"the server said: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    )

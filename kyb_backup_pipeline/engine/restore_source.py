@@ -1,0 +1,124 @@
+"""A full backup as a restore sees it: what it says of its source, and what it needs.
+
+Those of the old scripts have no manifest of ours: what they need is read from the dump itself.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
+from kyb_backup_pipeline.engine.dump import GLOBALS_FILE
+from kyb_backup_pipeline.engine.errors import RestoreFailed
+from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE, Evidence, read_evidence
+from kyb_backup_pipeline.engine.manifest import Manifest, Requirements
+from kyb_backup_pipeline.engine.verify import dump_file, method_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A backup as a restore sees it: where it lies and what it says of itself."""
+
+    folder: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The major version of server that a backup needs, and what it must offer."""
+
+    major: int
+    requirements: Requirements
+
+
+def origin_of(source: Source) -> Origin:
+    """The server a backup needs: pg_dump's major version, where that is newer than the server's."""
+    manifest = source.manifest
+    if manifest.requirements is not None and manifest.server_version is not None:
+        versions = (manifest.server_version, manifest.tool_versions.get("pg_dump", "0"))
+        return Origin(max(int(v.split(".")[0]) for v in versions), manifest.requirements)
+    head = _head(source)
+    versions = tuple(
+        re.findall(r"^-- Dumped (?:from database|by pg_dump) version (\d+)", head, re.M)
+    )
+    encoding = re.search(r"^SET client_encoding = '(\w+)';", head, re.M)
+    if not versions:
+        raise RestoreFailed(f"{dump_file(manifest).path} does not begin as a dump of pg_dump does")
+    return Origin(
+        max(map(int, versions)),
+        Requirements(
+            encoding=encoding.group(1) if encoding else "UTF8",
+            locale_provider="libc",
+            collate="C",
+            ctype="C",
+            bootstrap_role="postgres",
+        ),
+    )
+
+
+def _head(source: Source) -> str:
+    file = dump_file(source.manifest)
+    try:
+        with open(source.folder / file.path, "rb") as compressed:
+            pieces = Decompressor(method_of(file)).feed(compressed.read(BLOCK))
+            return next(pieces, b"")[:8192].decode(errors="replace")
+    except CorruptStream as error:
+        raise RestoreFailed(f"{file.path} {error.message}") from error
+
+
+def evidence_of(source: Source) -> Evidence | None:
+    """The evidence, where the backup has any. Raises RestoreFailed."""
+    if not any(file.path == EVIDENCE_FILE for file in source.manifest.files):
+        return None
+    try:
+        return read_evidence(source.folder / EVIDENCE_FILE)
+    except ValueError as error:
+        raise RestoreFailed(f"{EVIDENCE_FILE} cannot be read") from error
+
+
+def globals_of(source: Source) -> tuple[str, bool]:
+    """The script of roles and tablespaces, and whether they were recorded.
+
+    Where they were not, it makes those that the dump names.
+    """
+    script = source.folder / GLOBALS_FILE
+    if source.manifest.legacy or not script.exists():
+        return mentioned_globals(source.folder / dump_file(source.manifest).path), False
+    return script.read_text(encoding="utf-8", errors="surrogateescape"), True
+
+
+_MENTIONED_ROLES = re.compile(
+    rb"^(?:ALTER .* OWNER TO|GRANT .* TO|REVOKE .* FROM|ALTER DEFAULT PRIVILEGES FOR ROLE) "
+    rb'("(?:[^"]|"")+"|\w+)',
+    re.MULTILINE,
+)
+_MENTIONED_TABLESPACES = re.compile(rb"^SET default_tablespace = (\"(?:[^\"]|\"\")+\"|\w+);",
+                                    re.MULTILINE)  # fmt: skip
+
+
+def mentioned_globals(path: Path) -> str:
+    """The roles and tablespaces that a dump without ``globals.sql`` needs, as a script.
+
+    The old scripts kept none. A match inside the rows of a table costs no more than an unused role.
+    """
+    roles: set[bytes] = set()
+    tablespaces: set[bytes] = set()
+    for piece in _pieces(path):
+        roles.update(_MENTIONED_ROLES.findall(piece))
+        tablespaces.update(_MENTIONED_TABLESPACES.findall(piece))
+    lines = [f"CREATE ROLE {name.decode()};" for name in sorted(roles - {b"PUBLIC"})]
+    lines += [f"CREATE TABLESPACE {name.decode()} LOCATION '';" for name in sorted(tablespaces)]
+    return "\n".join(lines)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The decompressed text of a dump in pieces that end with whole lines."""
+    stream = Decompressor(method_of(path))
+    rest = b""
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            for piece in stream.feed(block):
+                whole, newline, rest_of = (rest + piece).rpartition(b"\n")
+                rest = rest_of[-BLOCK:]
+                yield whole + newline
