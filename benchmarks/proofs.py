@@ -55,7 +55,7 @@ def restore_test(plan: Plan) -> Table:
     stage, database = plan.stage, plan.stage.database(plan.size)
     procedures = Procedures(stage, database)
     procedures.dump()
-    contenders = [_old_restore(procedures)]
+    contenders = [old_restore(procedures)]
     for layout in _LAYOUTS:
         ours = stage.ours(f"drill-{layout}", database, format=layout)
         ours.backup(0)
@@ -85,7 +85,9 @@ def restore_test(plan: Plan) -> Table:
     return Table(title="restore test", outcomes=judged(lines, rounds), rounds=rounds)
 
 
-def _old_restore(procedures: Procedures) -> Contender:
+def old_restore(procedures: Procedures) -> Contender:
+    """The procedures' restore into a new database of the same server."""
+
     def contender(number: int) -> Figures:
         seconds = procedures.restore(_TEST_DATABASE).seconds
         procedures.drop(_TEST_DATABASE)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import archives, backups, footprint, proofs, wal
+from benchmarks import archives, backups, footprint, proofs, recovery, wal
 from benchmarks.stage import Plan, Stage, prepared
 from benchmarks.table import Table, render
 
@@ -33,6 +33,7 @@ CASES: Mapping[str, Callable[[Plan], Table]] = {
     "archiver": wal.archiver,
     "archive": archives.archive,
     "files": archives.files,
+    "recovery": recovery.restore,
 }
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -39,6 +39,7 @@ from kyb_backup_pipeline.defs.incremental import (
     point_in_time_test_schedule,
     wal_store,
 )
+from kyb_backup_pipeline.defs.recovery import restore_database
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.defs.sensors import follow_repository, repository_sensor
 from kyb_backup_pipeline.defs.verify_all import verify_all_backups, verify_all_schedule
@@ -68,6 +69,7 @@ defs = dg.Definitions(
         configuration_job,
         verify_all_backups,
         follow_repository,
+        restore_database,
     ],
     schedules=[
         full_backup_schedule,

@@ -145,8 +145,22 @@ class DatabaseRestore:
                         f"{journals.folder}",
                     )
             journal = journals.begin(
-                target, backup.backup_id, into=wish.into, run_id=wish.run_id, now=now
-            )
+                target, backup.backup_id, into=wish.into, run_id=wish.run_id, now=now,
+                safety_wanted=wish.safety_backup, service_wanted=wish.service, tables=wish.tables,
+            )  # fmt: skip
+        return cls(settings, backup, wish, journal, report)
+
+    @classmethod
+    def resume(
+        cls, settings: Settings, restore_id: str, *, report: Reporter = silent
+    ) -> "DatabaseRestore":
+        """Go on with a restore that its journal knows. Raises NotFound."""
+        journal = Journals.of(settings).find(restore_id)
+        wish = Wish(
+            into=journal.into, tables=journal.tables, safety_backup=journal.safety_wanted,
+            service=journal.service_wanted, run_id=journal.run_id,
+        )  # fmt: skip
+        backup = Repository(settings.repository).find(journal.backup_id)
         return cls(settings, backup, wish, journal, report)
 
     @property

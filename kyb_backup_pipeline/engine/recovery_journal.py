@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psycopg
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -77,6 +77,9 @@ class Journal(BaseModel):
     safety_backup: str | None = None
     interruption_seconds: float | None = None
     kept: bool = False
+    safety_wanted: bool = True
+    service_wanted: bool = True
+    tables: tuple[str, ...] = ()
     steps: list[Step] = []
     notes: list[str] = []
     error: str | None = None
@@ -116,7 +119,7 @@ class Journals:
         return cls(Path(state) / "kyb-backup" / f"recovery-{digest}")
 
     def begin(
-        self, target: Target, backup_id: str, *, into: str | None, run_id: str | None, now: datetime
+        self, target: Target, backup_id: str, *, into: str | None, now: datetime, **wishes: Any
     ) -> Journal:
         """A new journal, written down. Raises RestoreFailed if it cannot be written."""
         stamp = f"{now:%Y%m%d%H%M%S}"
@@ -130,16 +133,15 @@ class Journals:
             replaced_name=derived_name(target.dbname, f"_replaced_{stamp}"),
             into=into,
             began_at=now,
-            process=os.getpid(),
-            process_began=process.started_at(os.getpid()),
-            machine=socket.gethostname(),
-            run_id=run_id,
+            **wishes,
         )
         self.keep(journal)
         return journal
 
     def keep(self, journal: Journal) -> None:
-        """Write a journal, durably. Raises RestoreFailed."""
+        """Write a journal, durably, as that of this process. Raises RestoreFailed."""
+        journal.process, journal.machine = os.getpid(), socket.gethostname()
+        journal.process_began = process.started_at(os.getpid())
         path = self.folder / f"{journal.restore_id}.json"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
