@@ -535,8 +535,12 @@ def _exchange(
         with _undisturbed():
             _put_back(how, work, before, posted, stopping, error)
         raise
-    (work.folder / _FLAGS_BEFORE).unlink(missing_ok=True)
-    done.kept = keep_aside(work, REPLACED)
+    aside = keep_aside(work, REPLACED)
+    (aside / _FLAGS_BEFORE).unlink(missing_ok=True)
+    if any(unit.old is not None for unit in units):
+        done.kept = aside
+    else:
+        remove(aside)  # nothing was replaced
 
 
 @contextlib.contextmanager

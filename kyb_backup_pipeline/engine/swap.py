@@ -261,22 +261,21 @@ def undo(work: Work) -> bool:
     return swapped
 
 
-def keep_aside(work: Work, mark: str) -> Path | None:
-    """From now on what is in place stays; what it replaced lies where the path says (None: nothing did)."""
-    (work.folder / _JOURNAL).unlink(missing_ok=True)
-    flush_folder(work.folder)
-    for folder in (work.new, work.aside):
-        for empty, _, _ in os.walk(folder, topdown=False):  # only what holds nothing
-            with contextlib.suppress(OSError):
-                os.rmdir(empty)
-    if not (work.new.exists() or work.aside.exists()):
-        remove(work.folder)
-        return None
-    if work.new.exists() and not work.aside.exists():
-        os.rename(work.new, work.aside)
+def keep_aside(work: Work, mark: str) -> Path:
+    """From now on what is in place stays; what is not any more lies where the path says, under ``old``.
+
+    One rename decides it: a kill before leaves a restore to be repaired, one behind it nothing to do.
+    """
     place = work.base / work.folder.name.replace(WORKING, mark, 1)
     os.rename(work.folder, place)
     flush_folder(work.base)
+    settled = Work(work.base, place)
+    (place / _JOURNAL).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        settled.aside.rmdir()  # unless it was needed
+    if not settled.aside.exists():
+        os.rename(settled.new, settled.aside)
+    flush_folder(place)
     return place
 
 
