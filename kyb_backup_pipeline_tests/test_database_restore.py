@@ -268,6 +268,28 @@ def test_missing_roles_are_made_and_existing_ones_are_not_altered(live: Live) ->
             execute(server, sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
 
 
+def test_a_membership_that_was_taken_away_since_is_not_given_back(live: Live) -> None:
+    member, group = (f"m{n}_{os.getpid()}_{time.monotonic_ns()}" for n in range(2))
+    server = live.server.target()
+    for role in (member, group):
+        execute(server, sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
+    try:
+        grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(member))
+        execute(server, grant)
+        backup = live.backup()
+        execute(
+            server,
+            sql.SQL("REVOKE {} FROM {}").format(sql.Identifier(group), sql.Identifier(member)),
+        )
+        live.restore(backup)
+        assert execute(server, "SELECT pg_has_role(%s, %s, 'MEMBER')", (member, group)) == [
+            (False,)
+        ]
+    finally:
+        for role in (member, group):
+            execute(server, sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
 def test_beside_the_live_database_and_single_tables(live: Live) -> None:
     backup = live.backup()
     after = change(live)

@@ -417,6 +417,7 @@ class DatabaseRestore:
             return f"the restored database is in place, the old one is {journal.replaced_name!r}"
         said = [f"{journal.database!r} is as it was"] if journal.into is None else []
         if name == "swap" and database_oid(self.server, journal.database) == journal.new_oid:
+            journal.state = "done"
             said = [f"the restored database is in place, the old one is {journal.replaced_name!r}"]
         if name in ("stop", "swap"):
             said.append(self._start_again())

@@ -23,6 +23,8 @@ from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, deriv
 from kyb_backup_pipeline.engine.restore_outlook import restoring_target
 from kyb_backup_pipeline.engine.service import start_service, stop_service
 
+_ROLLED_BACK = "_rolled_back_"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Replaced:
@@ -48,7 +50,7 @@ def replaced_databases(settings: Settings) -> list[Replaced]:
             database = database_named(server, oid) if oid is not None else None
             if database is None or database.name == target.dbname or oid in found:
                 continue
-            if journal.state == "running":
+            if journal.state == "running" or not _is_of(journal, database.name):
                 continue
             found[database.oid] = Replaced(
                 name=database.name, oid=database.oid, bytes=database.bytes,
@@ -56,6 +58,12 @@ def replaced_databases(settings: Settings) -> list[Replaced]:
                 journal=journal,
             )  # fmt: skip
     return list(found.values())
+
+
+def _is_of(journal: Journal, name: str) -> bool:
+    """Whether a restore gave a database that name: on another server at this address an OID is no proof."""
+    aside = derived_name(journal.database, f"{_ROLLED_BACK}{'0' * 14}")[:-14]
+    return name in (journal.replaced_name, journal.new_name) or name.startswith(aside)
 
 
 def drop_replaced(settings: Settings, name: str) -> Replaced:
@@ -90,7 +98,8 @@ def last_swapped(settings: Settings) -> Journal:
         if journal.database != target.dbname or journal.into is not None:
             continue
         if journal.new_oid is not None and journal.new_oid == live and journal.old_oid is not None:
-            if database_named(server, journal.old_oid) is None:
+            old = database_named(server, journal.old_oid)
+            if old is None or not _is_of(journal, old.name):
                 raise NotFound(
                     f"the database that {journal.restore_id} replaced is gone",
                     hint=f"its safety backup: {journal.safety_backup or 'none was taken'}",
@@ -115,7 +124,7 @@ def roll_back(settings: Settings, journal: Journal, *, service: bool = True) -> 
         if old is None or database_oid(server, target.dbname) != journal.new_oid:
             raise RestoreFailed("the databases are not those of the journal any more")
         check_swappable(server, journal.new_oid)
-        aside = derived_name(target.dbname, f"_rolled_back_{utc_now():%Y%m%d%H%M%S}")
+        aside = derived_name(target.dbname, f"{_ROLLED_BACK}{utc_now():%Y%m%d%H%M%S}")
         try:
             if service:
                 stop_service(settings.application)

@@ -85,6 +85,25 @@ def check_requirements(target: Target, requirements: Requirements) -> None:
         raise CouldNotVerify("the server cannot offer " + ", ".join(missing), hint=_INSTALL)
 
 
+_NAMED = r'(?:"(?:[^"]|"")+"|\w+)'
+_SUBJECT = re.compile(
+    rf"(?:(?:(?:CREATE|ALTER) ROLE|COMMENT ON ROLE|GRANT {_NAMED} TO|SECURITY LABEL .*? ON ROLE) "
+    rf"(?P<role>{_NAMED})"
+    rf"|(?:(?:CREATE|ALTER|COMMENT ON) TABLESPACE|(?:GRANT|REVOKE) .*? ON TABLESPACE) "
+    rf"(?P<tablespace>{_NAMED}))",
+    re.DOTALL,
+)
+"""Whom a statement of pg_dumpall would alter: of a membership, the role that becomes a member."""
+
+
+def _existing(connection: psycopg.Connection) -> set[str]:
+    """Roles and tablespaces that are there, as pg_dumpall writes their names."""
+    rows = connection.execute(
+        "SELECT quote_ident(rolname) FROM pg_roles UNION SELECT quote_ident(spcname) FROM pg_tablespace"
+    ).fetchall()
+    return {name for (name,) in rows}
+
+
 def load_globals(target: Target, script: str, *, throwaway: bool) -> list[str]:
     """Create the roles and tablespaces of ``globals.sql``; return notes on what was left out.
 
@@ -92,16 +111,13 @@ def load_globals(target: Target, script: str, *, throwaway: bool) -> list[str]:
     folder. Raises RestoreFailed.
     """
     notes = []
-    existing: set[str] = set()
     with connect(target) as connection:
-        if not throwaway:
-            rows = connection.execute("SELECT quote_ident(rolname) FROM pg_roles").fetchall()
-            existing = {name for (name,) in rows}
+        existing = set() if throwaway else _existing(connection)
         for statement in statements(script):
             if statement.startswith("SET client_encoding"):
                 continue  # we speak UTF-8, as the script was written
-            role = re.match(r'(?:CREATE|ALTER) ROLE ("(?:[^"]|"")+"|\w+)', statement)
-            if role and role.group(1) in existing:
+            subject = _SUBJECT.match(statement)
+            if subject and (subject["role"] or subject["tablespace"]) in existing:
                 continue
             if throwaway and statement.startswith("CREATE TABLESPACE"):
                 statement = re.sub(r"LOCATION E?'.*'$", "LOCATION ''", statement, flags=re.DOTALL)
