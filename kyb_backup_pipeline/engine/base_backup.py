@@ -35,7 +35,7 @@ from kyb_backup_pipeline.engine.postgres import Programs, Target, connect, repli
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.replication import Server, ensure_slot, read_server, server_clock
 from kyb_backup_pipeline.engine.request import Request, already_complete
-from kyb_backup_pipeline.engine.store import Backup, Repository, Staging, new_id
+from kyb_backup_pipeline.engine.store import Backup, Repository, Staging
 from kyb_backup_pipeline.engine.stream import CREATE, POLL, silent_child, squeeze, write_all
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def take_base_backup(
     Raises BackupFailed, DatabaseUnreachable, NotEnoughSpace, Locked, InvalidRequest, Refused.
     """
     repository = Repository(settings.repository)
-    backup_id = request.backup_id or new_id("base", now)
+    backup_id = request.backup_id or repository.free_id("base", now)
     adopted = already_complete(repository, backup_id, request)
     if adopted is not None:
         return adopted

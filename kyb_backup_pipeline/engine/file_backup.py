@@ -40,7 +40,7 @@ from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.request import Request, already_complete
 from kyb_backup_pipeline.engine.sealed import sealing
 from kyb_backup_pipeline.engine.sessions import read_sessions
-from kyb_backup_pipeline.engine.store import Backup, Repository, Staging, new_id
+from kyb_backup_pipeline.engine.store import Backup, Repository, Staging
 from kyb_backup_pipeline.engine.tree import EVERYTHING, Changed, Found, Selection, walk
 
 _log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def _take(
 ) -> Backup:
     recipients = check_keys(settings.encryption)
     repository = Repository(settings.repository)
-    backup_id = request.backup_id or new_id(prefix, now)
+    backup_id = request.backup_id or repository.free_id(prefix, now)
     adopted = already_complete(repository, backup_id, request)
     if adopted is not None:
         return adopted

@@ -74,7 +74,7 @@ from kyb_backup_pipeline.engine.snapshot import (
     blocking_sessions,
     held_snapshot,
 )
-from kyb_backup_pipeline.engine.store import Backup, Repository, Staging, new_id
+from kyb_backup_pipeline.engine.store import Backup, Repository, Staging
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def take_full_backup(
     Raises BackupFailed, DatabaseUnreachable, NotEnoughSpace, Locked, InvalidRequest.
     """
     repository = Repository(settings.repository)
-    backup_id = request.backup_id or new_id("backup", now)
+    backup_id = request.backup_id or repository.free_id("backup", now)
     adopted = already_complete(repository, backup_id, request)
     if adopted is not None:
         return adopted

@@ -46,7 +46,7 @@ from kyb_backup_pipeline.engine.replication import (
     read_server,
 )
 from kyb_backup_pipeline.engine.request import Request, already_complete
-from kyb_backup_pipeline.engine.store import Backup, Repository, Staging, new_id
+from kyb_backup_pipeline.engine.store import Backup, Repository, Staging
 from kyb_backup_pipeline.engine.wal import (
     History,
     format_lsn,
@@ -82,7 +82,7 @@ def take_incremental_backup(
     Raises BackupFailed, DatabaseUnreachable, NotEnoughSpace, Locked, InvalidRequest, Refused.
     """
     repository = Repository(settings.repository)
-    backup_id = request.backup_id or new_id("incr", now)
+    backup_id = request.backup_id or repository.free_id("incr", now)
     adopted = already_complete(repository, backup_id, request)
     if adopted is not None:
         return adopted
