@@ -16,10 +16,10 @@ import pytest
 
 from kyb_backup_pipeline.engine.archive import ArchiveDamaged, Member
 from kyb_backup_pipeline.engine.errors import BackupFailed, RestoreFailed
+from kyb_backup_pipeline.engine.file_preview import preview
 from kyb_backup_pipeline.engine.file_restore import (
     Options,
     Restored,
-    preview,
     repair_all,
     restore_in_place,
     restore_into,

@@ -21,10 +21,10 @@ from kyb_backup_pipeline.engine import swap
 from kyb_backup_pipeline.engine.archive import Written
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError, Locked, Refused, RestoreFailed
+from kyb_backup_pipeline.engine.file_preview import preview
 from kyb_backup_pipeline.engine.file_restore import (
     Options,
     Restored,
-    preview,
     repair_all,
     restore_in_place,
     restore_into,

@@ -12,16 +12,15 @@ from kyb_backup_pipeline.cli.session import Session, with_session
 from kyb_backup_pipeline.engine.database_restore import repair_database
 from kyb_backup_pipeline.engine.errors import InvalidRequest, NotFound, Refused
 from kyb_backup_pipeline.engine.file_backup import configuration_root
+from kyb_backup_pipeline.engine.file_preview import Preview, preview
 from kyb_backup_pipeline.engine.file_restore import (
     Options,
-    Preview,
     Restored,
-    describe,
-    preview,
     repair_all,
     restore_in_place,
     restore_into,
 )
+from kyb_backup_pipeline.engine.file_source import describe
 from kyb_backup_pipeline.engine.manifest import Kind, utc_now
 from kyb_backup_pipeline.engine.recovery_journal import Journals
 from kyb_backup_pipeline.engine.restore_outlook import restoring_target

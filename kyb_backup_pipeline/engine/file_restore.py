@@ -9,48 +9,45 @@ Where to look next: ``extraction`` for what is refused, ``swap`` for the renames
 """
 
 import contextlib
-import hashlib
 import logging
 import os
-import re
 import signal
-import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from kyb_backup_pipeline.engine import legacy
-from kyb_backup_pipeline.engine.archive import Entry, Member, MemberCheck, read_tar
 from kyb_backup_pipeline.engine.config import ApplicationSettings, Settings
 from kyb_backup_pipeline.engine.errors import (
     BackupFailed,
-    CouldNotVerify,
-    InvalidRequest,
     KybError,
     Refused,
     RestoreFailed,
 )
-from kyb_backup_pipeline.engine.examination import Examination
-from kyb_backup_pipeline.engine.extraction import Rules, Take, Unpacked, unpack
+from kyb_backup_pipeline.engine.extraction import Rules, Unpacked
 from kyb_backup_pipeline.engine.file_backup import (
-    CONFIGS,
     FLAGS_FILE,
     LOGS,
     SAFETY_PREFIX,
     configuration_root,
-    configured_selection,
     take_application_backup,
     take_configuration_backup,
 )
+from kyb_backup_pipeline.engine.file_source import (
+    Destination,
+    as_it_is,
+    destination_of,
+    is_old_archive,
+    parts_of,
+    unpack_backup,
+    without_prefix,
+)
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
-from kyb_backup_pipeline.engine.manifest import Manifest
 from kyb_backup_pipeline.engine.platform_api import check_json, fetch_flags, restore_flags
-from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
+from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.request import Request
-from kyb_backup_pipeline.engine.sealed import opening
 from kyb_backup_pipeline.engine.service import start_service, stop_service
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.swap import (
@@ -70,20 +67,12 @@ from kyb_backup_pipeline.engine.swap import (
     working,
     write_journal,
 )
-from kyb_backup_pipeline.engine.tree import EVERYTHING, Selection, shown, walk
-from kyb_backup_pipeline.engine.verify_archive import (
-    DAMAGE,
-    check_members,
-    gunzipped,
-    hashed,
-    judge_members,
-)
+from kyb_backup_pipeline.engine.tree import walk
 
 _log = logging.getLogger(__name__)
 
 _POLL = 0.2
 _FLAGS_BEFORE = "flags.json"
-_SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,43 +104,6 @@ class Restored:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preview:
-    """How a backup differs from what is there now; paths in the folder it would go into."""
-
-    base: Path
-    changed: tuple[str, ...]
-    missing: tuple[str, ...]
-    extra: tuple[str, ...]
-    same: int
-
-
-def preview(settings: Settings, backup: Backup) -> Preview:
-    """Compare a backup with what is in place now, without touching it. Raises as a restore."""
-    target = _target(settings, backup)
-    listed: dict[str, Member] = {}
-    with _reading(settings, backup, None) as (entries, check):
-        members = [m for m in _listed(backup, entries, check) if target.take(m.path)]
-    for member in members:
-        if path := target.take(member.path):
-            listed[path] = member
-    changed: list[str] = []
-    missing: list[str] = []
-    same = 0
-    for path, member in listed.items():
-        if member.kind == "folder":
-            continue
-        verdict = _compare(target, path, member, listed)
-        if verdict is None:
-            same += 1
-        else:
-            (missing if verdict == "missing" else changed).append(path)
-    wholes = [p for p, m in listed.items() if m.kind == "folder" and m.whole]
-    extra = _extra(target, wholes, set(listed))
-    return Preview(base=target.base, changed=tuple(changed), missing=tuple(missing),
-                   extra=tuple(extra), same=same)  # fmt: skip
-
-
 def restore_in_place(
     settings: Settings,
     backup: Backup,
@@ -165,7 +117,7 @@ def restore_in_place(
     Raises RestoreFailed (then the old state stands, and the service was started again), Refused,
     Locked, BackupFailed if what runs now cannot be saved.
     """
-    target = _target(settings, backup)
+    target = destination_of(settings, backup)
     how = settings.application
     captured = (FLAGS_FILE,) if options.flags and backup.kind == "application_state" else ()
     done = Restored(backup_id=backup.backup_id, folder=target.base)
@@ -180,7 +132,7 @@ def restore_in_place(
     ):
         rules = Rules(take=target.take, captured=captured, owners=options.owners,
                       skip_unsafe=options.skip_unsafe)  # fmt: skip
-        unpacked = _unpack(settings, backup, None, work.new, rules, report)
+        unpacked = unpack_backup(settings, backup, None, work.new, rules, report)
         done.files, done.notes = unpacked.files, unpacked.notes
         if not unpacked.wholes and not unpacked.singles:
             raise RestoreFailed(f"{backup.backup_id} holds nothing to restore")
@@ -192,7 +144,7 @@ def restore_in_place(
             done.notes.append(
                 "the backup has no feature flags: those in force were left as they are"
             )
-        if _is_old_archive(backup):
+        if is_old_archive(backup):
             done.notes.append(
                 "the old script kept no folders of environment files: they lie at the top"
             )
@@ -233,7 +185,7 @@ def restore_into(
             f"{folder} exists and is not empty", hint="name a folder that is not there yet"
         )
     folder = Path(os.path.abspath(folder))
-    take = _without_prefix(backup.backup_id) if _is_old_archive(backup) else _as_it_is
+    take = without_prefix(backup.backup_id) if is_old_archive(backup) else as_it_is
     rules = Rules(take=take, owners=options.owners, skip_unsafe=options.skip_unsafe)
     done = Restored(backup_id=backup.backup_id, folder=folder)
     partial = None
@@ -243,10 +195,10 @@ def restore_into(
             tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
         )
         with Repository(settings.repository).reading(backup):
-            for name in _parts_of(backup) if part is None else (part,):
+            for name in parts_of(backup) if part is None else (part,):
                 inside = partial / name if name == LOGS and part is None else partial
                 inside.mkdir(exist_ok=True, mode=0o700)
-                unpacked = _unpack(settings, backup, name, inside, rules, report)
+                unpacked = unpack_backup(settings, backup, name, inside, rules, report)
                 done.files += unpacked.files
                 done.notes += unpacked.notes
         if not done.files and not any(partial.iterdir()):
@@ -312,167 +264,7 @@ def bases_of(settings: Settings) -> list[Path]:
     return list(dict.fromkeys([configs.parent, root]))
 
 
-@dataclass(frozen=True)
-class _Target:
-    """Where the members of a backup go: ``take`` gives the place of each in ``base``."""
-
-    base: Path
-    take: Take
-    selection: Selection
-
-
-def _target(settings: Settings, backup: Backup) -> _Target:
-    if backup.kind == "configuration":
-        root = Path(os.path.realpath(configuration_root(settings)))
-        take = _without_prefix(backup.backup_id) if _is_old_archive(backup) else _as_it_is
-        return _Target(root, take, configured_selection(settings))
-    if backup.kind == "application_state":
-        how = settings.application
-        configs = Path(os.path.realpath(how.root / how.configs))
-
-        def take(path: str) -> str | None:
-            top, slash, rest = path.partition("/")
-            return configs.name + slash + rest if top == CONFIGS else None
-
-        return _Target(configs.parent, take, EVERYTHING)
-    raise InvalidRequest(f"{backup.backup_id} is a {backup.kind} backup",
-                         hint="kyb-backup list shows the kinds")  # fmt: skip
-
-
-def _is_old_archive(backup: Backup) -> bool:
-    return backup.kind == "configuration" and backup.require_manifest().legacy
-
-
-def _as_it_is(path: str) -> str | None:
-    return path
-
-
-def _without_prefix(backup_id: str) -> Take:
-    """The old script put the folders that led to its own into the archive.
-
-    The file may have been renamed since: its own name counts, or that of the folder inside.
-    """
-    own = re.compile(
-        rf"(?:.*/)?(?:{re.escape(backup_id)}|config_backup_\d{{8}}_\d{{6}})/(.*)", re.DOTALL
-    )
-
-    def take(path: str) -> str | None:
-        found = own.fullmatch(path)
-        return found[1] if found else None
-
-    return take
-
-
-def _parts_of(backup: Backup) -> list[str]:
-    manifest = backup.require_manifest()
-    if manifest.legacy:
-        has_logs = manifest.components.get("logs") and backup.kind == "application_state"
-        return ["state", LOGS] if has_logs else ["state"]
-    return [archive.path.partition(".")[0] for archive in manifest.archives]
-
-
-def _unpack(
-    settings: Settings, backup: Backup, part: str | None, into: Path, rules: Rules, report: Reporter
-) -> Unpacked:
-    take = rules.take
-
-    def watched(path: str) -> str | None:
-        report(Progress(step="unpack", done=0, detail=shown(path)))
-        return take(path)
-
-    watching = Rules(take=watched, captured=rules.captured, owners=rules.owners,
-                     skip_unsafe=rules.skip_unsafe)  # fmt: skip
-    with _reading(settings, backup, part) as (entries, check):
-        return unpack(entries, into, watching, check)
-
-
-@contextlib.contextmanager
-def _reading(
-    settings: Settings, backup: Backup, part: str | None
-) -> Iterator[tuple[Iterator[Entry], MemberCheck]]:
-    """The members of a backup (of its first archive, or the one called ``part``), to be read to the end.
-
-    Leaving the block judges them. Raises RestoreFailed for whatever is not as it was written.
-    """
-    manifest = backup.require_manifest()
-    check = MemberCheck()
-    try:
-        if manifest.legacy:
-            with _legacy_entries(settings, backup, part) as entries:
-                yield entries, check
-            return
-        archive = next(
-            (a for a in manifest.archives if part in (None, a.path.partition(".")[0])), None
-        )
-        if archive is None:
-            raise RestoreFailed(f"{backup.backup_id} has no {part}")
-        path = backup.folder / archive.path
-        with opening(path, settings.encryption, archive.encryption) as stream:
-            yield read_tar(stream.pieces), check
-        seen = Examination()
-        judge_members(check, archive, seen)
-        file = next(file for file in manifest.files if file.path == archive.path)
-        if (stream.size, stream.sha256) != (file.size, file.sha256):
-            seen.found(file.path, "is not the file that the manifest describes")
-        if seen.findings:
-            first = seen.findings[0]
-            raise RestoreFailed(
-                f"{first.object} {first.message}", hint=f"kyb-backup verify {backup.backup_id}"
-            )
-    except (CouldNotVerify, *DAMAGE) as error:
-        raise RestoreFailed(f"{backup.backup_id}: {error.message}", hint=error.hint) from error
-    except OSError as error:
-        raise RestoreFailed(
-            f"{error.filename or backup.folder} cannot be read: {error.strerror}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _legacy_entries(
-    settings: Settings, backup: Backup, part: str | None
-) -> Iterator[Iterator[Entry]]:
-    if backup.kind == "configuration":
-        with opening(backup.folder, settings.encryption, "gpg", "gzip") as stream:
-            yield read_tar(stream.pieces)
-    elif part == LOGS:
-        yield read_tar(gunzipped(backup.folder / legacy.LOGS))
-    else:
-        yield _entries_on_disk(backup.folder)
-
-
-def _entries_on_disk(folder: Path) -> Iterator[Entry]:
-    """The plain files of an old application backup, as members."""
-    for found in walk(folder, Selection(include=(f"/{CONFIGS}/", f"/{FLAGS_FILE}")), []):
-        status = found.status
-        mode = status.st_mode
-        kind = "folder" if stat.S_ISDIR(mode) else "symlink" if stat.S_ISLNK(mode) else "file"
-        content = Path(found.source).read_bytes() if kind == "file" else b""
-        yield Entry(
-            Member(
-                path=found.path,
-                kind=kind,  # type: ignore[arg-type]
-                mode=stat.S_IMODE(mode),
-                uid=status.st_uid,
-                gid=status.st_gid,
-                mtime_ns=status.st_mtime_ns,
-                size=len(content),
-                target=os.readlink(found.source) if kind == "symlink" else None,
-            ),
-            iter([content] if content else []),
-        )
-
-
-def _listed(backup: Backup, entries: Iterator[Entry], check: MemberCheck) -> Iterator[Member]:
-    """What the list says of each member; of an old script's backup, which has none, the members."""
-    if not backup.require_manifest().legacy:
-        yield from check_members(entries, check)
-        return
-    for entry in entries:
-        member = hashed(entry)
-        yield replace(member, whole=member.kind == "folder")
-
-
-def _save(settings: Settings, backup: Backup, target: _Target, now: datetime) -> str | None:
+def _save(settings: Settings, backup: Backup, target: Destination, now: datetime) -> str | None:
     """Back up what is there now; None where there is nothing."""
     request = Request(
         backup_id=Repository(settings.repository).free_id(SAFETY_PREFIX, now),
@@ -499,7 +291,7 @@ def _exchange(
     how: ApplicationSettings,
     work: Work,
     unpacked: Unpacked,
-    target: _Target,
+    target: Destination,
     flags: bytes | None,
     before: bytes | None,
     options: Options,
@@ -618,55 +410,3 @@ def _await_api(how: ApplicationSettings) -> None:
                     hint="application.service_timeout sets how long to wait",
                 ) from error
             time.sleep(_POLL)
-
-
-def _compare(target: _Target, path: str, member: Member, listed: dict[str, Member]) -> str | None:
-    """None where the file on the disk is what the backup has."""
-    place = target.base / path
-    try:
-        status = place.lstat()
-        if member.kind == "symlink":
-            return (
-                None
-                if stat.S_ISLNK(status.st_mode) and os.readlink(place) == member.target
-                else "changed"
-            )
-        wanted = member
-        if member.kind == "hardlink":
-            wanted = listed.get(target.take(member.target or "") or "", member)
-        if (
-            not stat.S_ISREG(status.st_mode)
-            or stat.S_IMODE(status.st_mode) != wanted.mode & ~_SET_ID
-        ):
-            return "changed"
-        with open(place, "rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == wanted.sha256
-        return None if same else "changed"
-    except (FileNotFoundError, NotADirectoryError):
-        return "missing"
-    except OSError:
-        return "changed"
-
-
-def _extra(target: _Target, wholes: list[str], listed: set[str]) -> list[str]:
-    """What lies in whole folders and the backup does not have: a restore takes it away."""
-    extra = []
-    for whole in wholes:
-        top = target.base / whole
-        if not top.is_dir() or any(o != whole and whole.startswith(f"{o}/") for o in wholes):
-            continue
-        exclude = target.selection.exclude
-        for found in walk(top, Selection(exclude=exclude), [], prefix=f"{whole}/", moving=True):
-            if found.path not in listed:
-                extra.append(found.path)
-    return sorted(set(extra))
-
-
-def describe(manifest: Manifest) -> str:
-    """A backup in a few words: when, of which deployment and version."""
-    parts = [f"{manifest.completed_at:%Y-%m-%d %H:%M:%S} UTC"]
-    if manifest.deployment:
-        parts.append(f"before deployment {manifest.deployment}")
-    if manifest.version:
-        parts.append(f"version {manifest.version}")
-    return ", ".join(parts)
