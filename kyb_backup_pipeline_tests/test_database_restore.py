@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -708,3 +709,54 @@ def test_a_wrong_name_changes_nothing(live: Live) -> None:
     assert live.users() == after - 7
     os.close(ours)
     os.close(theirs)
+
+
+def test_the_least_role_of_the_documents_restores(live: Live) -> None:
+    """With the very grants of docs/roles.md, and an owner of its own."""
+    owner, role = (f"{name}_{time.monotonic_ns()}" for name in ("kyb_owner", "kyb_restore"))
+    text = (Path(__file__).parent.parent / "docs" / "roles.md").read_text()
+    (script,) = re.findall(r"```sql\n(CREATE ROLE kyb_restore .*?)```", text, re.S)
+    server = live.server.target()
+    execute(server, sql.SQL("CREATE ROLE {}").format(sql.Identifier(owner)))
+    for statement in (
+        script.replace("kyb_owner", owner).replace("kyb_restore", role).split(";")[:-1]
+    ):
+        execute(server, re.sub(r"--.*", "", statement).encode())
+    try:
+        with connect(live.target) as connection:
+            for kind, name in connection.execute(
+                "SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, oid::regclass::text "
+                "FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm') AND relnamespace::regnamespace::text "
+                "IN ('public', 'kyb')"
+            ).fetchall():
+                connection.execute(f"ALTER {kind} {name} OWNER TO {owner}".encode())
+            for schema in ("public", "kyb"):
+                connection.execute(f"ALTER SCHEMA {schema} OWNER TO {owner}".encode())
+            connection.execute(f'ALTER DATABASE "{live.name}" OWNER TO {owner}'.encode())
+            for (routine,) in connection.execute(
+                "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace::regnamespace::text IN ('public', 'kyb')"
+            ).fetchall():
+                connection.execute(f"ALTER ROUTINE {routine} OWNER TO {owner}".encode())
+            for (name,) in connection.execute(
+                "SELECT oid::regtype::text FROM pg_type WHERE typtype IN ('e', 'd') "
+                "AND typnamespace::regnamespace::text IN ('public', 'kyb')"
+            ).fetchall():
+                connection.execute(f"ALTER TYPE {name} OWNER TO {owner}".encode())
+            for (name,) in connection.execute(
+                "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'S' AND relnamespace::regnamespace::text "
+                "IN ('public', 'kyb') AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = pg_class.oid "
+                "AND d.deptype IN ('a', 'i'))"
+            ).fetchall():
+                connection.execute(f"ALTER SEQUENCE {name} OWNER TO {owner}".encode())
+        before = live.users()
+        backup = live.backup()
+        change(live)
+        live.restore(backup, None, RECOVERY__USER=role)
+        assert live.users() == before
+    finally:
+        for found in (live.name, *live.databases()):
+            with connect(live.server.target(found)) as connection:
+                connection.execute(f"REASSIGN OWNED BY {owner}, {role} TO CURRENT_USER".encode())
+                connection.execute(f"DROP OWNED BY {owner}, {role}".encode())
+        for each in (role, owner):
+            execute(server, sql.SQL("DROP ROLE {}").format(sql.Identifier(each)))

@@ -485,9 +485,10 @@ def repair_database(settings: Settings) -> list[str]:
 
 def _await_health(url: str, patience: float) -> None:
     give_up = time.monotonic() + patience
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy of the environment
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with opener.open(url, timeout=5) as answer:
                 if answer.status == 200:
                     return
                 reason = f"answered {answer.status}"
