@@ -485,7 +485,9 @@ def repair_database(settings: Settings) -> list[str]:
 
 def _await_health(url: str, patience: float) -> None:
     give_up = time.monotonic() + patience
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy of the environment
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({})
+    )  # no proxy of the environment
     while True:
         try:
             with opener.open(url, timeout=5) as answer:
