@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kyb_backup_pipeline.engine.archive import ArchiveDamaged, Member
-from kyb_backup_pipeline.engine.errors import BackupFailed, RestoreFailed
+from kyb_backup_pipeline.engine.errors import BackupFailed, KybError, RestoreFailed
 from kyb_backup_pipeline.engine.file_preview import preview
 from kyb_backup_pipeline.engine.file_restore import (
     Options,
@@ -39,6 +39,20 @@ def restore(
 ) -> Restored:
     settings = platform.with_settings(**changes)
     return restore_in_place(settings, backup, options, now=utc_now())
+
+
+def killed_at_its_start(platform: Platform, backup: Backup) -> None:
+    """A restore of configuration that is killed behind the swap, before the service is started."""
+    script = (
+        "import os, signal\n"
+        "from kyb_backup_pipeline.engine import file_restore\n"
+        "from kyb_backup_pipeline.cli.program import main\n"
+        "file_restore.start_service = lambda how: os.kill(os.getpid(), signal.SIGKILL)\nmain()\n"
+    )
+    file = platform.file(platform.place / "kyb.toml")
+    argv = [sys.executable, "-c", script, "--config", str(file), "restore", "configuration"]
+    subprocess.run([*argv, backup.backup_id, "--into", str(platform.root), "--yes"], check=False,
+                   capture_output=True)  # fmt: skip
 
 
 def kept(platform: Platform) -> Path:
@@ -99,16 +113,7 @@ def test_what_the_service_writes_when_it_stops_is_kept(platform: Platform) -> No
 def test_what_was_done_after_a_kill_is_not_thrown_away_by_the_repair(platform: Platform) -> None:
     backup = platform.configuration()
     (platform.root / "configs" / "application.yaml").write_text("old\n")
-    script = (
-        "import os, signal\n"
-        "from kyb_backup_pipeline.engine import file_restore\n"
-        "from kyb_backup_pipeline.cli.program import main\n"
-        "file_restore.start_service = lambda how: os.kill(os.getpid(), signal.SIGKILL)\nmain()\n"
-    )
-    file = platform.file(platform.place / "kyb.toml")
-    argv = [sys.executable, "-c", script, "--config", str(file), "restore", "configuration"]
-    subprocess.run([*argv, backup.backup_id, "--into", str(platform.root), "--yes"], check=False,
-                   capture_output=True)  # fmt: skip
+    killed_at_its_start(platform, backup)
     (platform.root / "configs" / "application.yaml").write_text("edited since\n")
     (said,) = repair_all(platform.settings)
     assert "what was in place lies in" in said
@@ -209,16 +214,7 @@ def test_a_repair_whose_start_fails_is_tried_again(platform: Platform) -> None:
     before = platform.tree()
     (platform.root / "configs" / "application.yaml").write_text("now\n")
     now = platform.tree()
-    script = (
-        "import os, signal\n"
-        "from kyb_backup_pipeline.engine import file_restore\n"
-        "from kyb_backup_pipeline.cli.program import main\n"
-        "file_restore.start_service = lambda how: os.kill(os.getpid(), signal.SIGKILL)\nmain()\n"
-    )
-    file = platform.file(platform.place / "kyb.toml")
-    argv = [sys.executable, "-c", script, "--config", str(file), "restore", "configuration"]
-    subprocess.run([*argv, backup.backup_id, "--into", str(platform.root), "--yes"], check=False,
-                   capture_output=True)  # fmt: skip
+    killed_at_its_start(platform, backup)
     assert platform.tree() != now
     with pytest.raises(RestoreFailed, match="did not start"):
         repair_all(platform.with_settings(APPLICATION__START_COMMAND="false"))
@@ -229,6 +225,33 @@ def test_a_repair_whose_start_fails_is_tried_again(platform: Platform) -> None:
     }
     assert platform.flags()
     assert before != now
+
+
+def test_a_service_that_went_on_with_the_new_state_is_stopped_before_the_old_one_returns(
+    platform: Platform,
+) -> None:
+    """Else "start" finds it running, and it goes on with what is not there any more."""
+    backup = platform.application()
+    changes = {
+        "APPLICATION__FLAGS_URL": "http://127.0.0.1:1/flags",
+        "APPLICATION__SERVICE_TIMEOUT": "2",
+    }
+    with pytest.raises(RestoreFailed, match="does not answer after its start"):
+        restore(platform, backup, Options(safety_backup=False), **changes)
+    assert platform.calls() == ["stop", "start", "stop", "start"]
+
+
+def test_a_repair_where_there_is_no_service(platform: Platform) -> None:
+    backup = platform.configuration()
+    (platform.root / "configs" / "application.yaml").write_text("now\n")
+    killed_at_its_start(platform, backup)
+    assert unfinished(platform.root)
+    platform.environment["KYB_APPLICATION__START_COMMAND"] = "false"
+    cli = Cli(platform.file(platform.place / "kyb.toml"))
+    assert cli.run("restore", "repair").returncode == 7
+    run = cli.run("restore", "repair", "--without-service")
+    assert run.returncode == 0, run.stderr
+    assert (platform.root / "configs" / "application.yaml").read_text() == "now\n"
 
 
 def test_flags_that_cannot_be_taken_back_are_not_said_to_be(platform: Platform) -> None:
@@ -441,7 +464,7 @@ def test_restoring_into_here_and_two_at_once(
         try:
             restore_into(platform.settings, backup, platform.place / "both", Options())
             outcomes.append(True)
-        except Exception:  # noqa: BLE001
+        except KybError:
             outcomes.append(False)
 
     threads = [threading.Thread(target=one) for _ in range(2)]

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -472,7 +473,7 @@ def test_a_killed_backup_leaves_nothing_that_counts(platform: Platform, method: 
         children = children_of(run.pid)
         run.kill()
         code = run.wait()
-        wait_until(lambda pids=children: none_alive(pids), "its children are gone")  # type: ignore[misc]
+        wait_until(partial(none_alive, children), "its children are gone")
         for backup in platform.repository.backups(("configuration",)):
             assert platform.verify(backup).verdict == "passed", (number, code)
     run_again = cli.run("backup", "configuration", "--id", "after")

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from kyb_backup_pipeline.engine.restore_outlook import Wish, look_ahead
 from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import execute
-from kyb_backup_pipeline_tests.running import Cli, children_of, none_alive, wait_until
+from kyb_backup_pipeline_tests.running import Cli, Run, children_of, none_alive, wait_until
 from kyb_backup_pipeline_tests.wal_clusters import running_cluster
 
 
@@ -584,12 +585,12 @@ def test_killed_at_any_step_the_live_database_is_the_old_one_or_the_new_one(
         run = live.cli().start(
             "restore", "database", backup.backup_id, "--yes", "--without-safety-backup"
         )
-        wait_until(lambda r=run: _at(live, step) or r.popen.poll() is not None, f"it is at {step}")  # type: ignore[misc]
+        wait_until(partial(_at_or_over, live, step, run), f"it is at {step}")
         time.sleep(chance.uniform(0, 0.05))
         children = children_of(run.pid)
         run.kill()
         run.wait()
-        wait_until(lambda pids=children: none_alive(pids), "its children are gone")  # type: ignore[misc]
+        wait_until(partial(none_alive, children), "its children are gone")
         wait_until(lambda: live.users() in (after, after - 7), "the database answers")
         new = live.users() == after - 7
         again = live.cli().run("restore", "repair")
@@ -605,6 +606,10 @@ def test_killed_at_any_step_the_live_database_is_the_old_one_or_the_new_one(
         journal_file = live.journals().folder / f"{journal.restore_id}.json"
         journal_file.unlink()
     assert live.restore(backup).state == "done"
+
+
+def _at_or_over(live: Live, step: str, run: Run) -> bool:
+    return _at(live, step) or run.popen.poll() is not None
 
 
 def _at(live: Live, step: str) -> bool:

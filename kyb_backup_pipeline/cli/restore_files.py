@@ -118,17 +118,18 @@ def application(
 Examples:
   kyb-backup restore repair"""
 )
+@click.option("--without-service", is_flag=True, help="Do not stop and start the service.")
 @with_session
-def repair(session: Session) -> None:
+def repair(session: Session, without_service: bool) -> None:
     """Finish what a killed restore left, and start the service.
 
     Files: the old state is put back. The database: one that was killed before the swap is undone (the
     live database was never touched), one that was killed behind it is complete.
     """
     settings = session.settings()
-    said = repair_all(settings)
+    said = repair_all(settings, service=not without_service)
     if Journals.of(settings).all(restoring_target(settings)):
-        said += repair_database(settings)
+        said += repair_database(settings, service=not without_service)
     for text in said:
         click.echo(text)
     if not said:

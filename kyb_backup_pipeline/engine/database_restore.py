@@ -54,7 +54,7 @@ from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import Programs, Target, client_programs, connect
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, Step, maintenance
-from kyb_backup_pipeline.engine.request import Request
+from kyb_backup_pipeline.engine.request import SAFETY_PREFIX, Request
 from kyb_backup_pipeline.engine.restore import (
     apply_database_settings,
     check_requirements,
@@ -90,8 +90,6 @@ STEPS = ("verify", "check", "save", "create", "load", "settle", "compare", "stop
 BESIDE_STEPS = STEPS[: STEPS.index("compare") + 1]
 """Those of a restore that stays beside the live database."""
 
-SAFETY_PREFIX = "pre_restore"
-_ROOM_FACTOR = 1.2
 _POLL = 0.25
 
 
@@ -128,7 +126,7 @@ class DatabaseRestore:
     ) -> "DatabaseRestore":
         """Write a journal for a new restore. Raises InvalidRequest, Locked, RestoreFailed."""
         check_wish(settings, backup, wish)
-        repair_database(settings)
+        repair_database(settings, service=wish.service)
         target = restoring_target(settings)
         journals = Journals.of(settings)
         with journals.holding(target):
@@ -449,7 +447,7 @@ class DatabaseRestore:
         return f"swapped back: {journal.database!r} is the old one, the restored one {journal.new_name!r}"
 
 
-def repair_database(settings: Settings) -> list[str]:
+def repair_database(settings: Settings, *, service: bool = True) -> list[str]:
     """Finish what killed restores of the database left: what was done about each.
 
     One that was killed before its swap is undone, one that was killed behind it is complete; where it had
@@ -474,7 +472,8 @@ def repair_database(settings: Settings) -> list[str]:
             journal.state = "failed"
             text = f"{journal.database!r} is as it was"
         journal.error = journal.error or "it was killed"
-        if any(step.name == "stop" for step in journal.steps):
+        stopped = any(step.name == "stop" for step in journal.steps)
+        if stopped and service and journal.service_wanted:
             start_service(settings.application)
             text += "; the service was started"
         journal.finished_at = journal.finished_at or utc_now()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from kyb_backup_pipeline.engine.errors import CouldNotVerify
-from kyb_backup_pipeline.engine.manifest import Finding
+from kyb_backup_pipeline.engine.manifest import BackupFile, Finding
 
 
 @dataclass
@@ -18,6 +18,13 @@ class Examination:
 
     def found(self, what: str, message: str) -> None:
         self.findings.append(Finding(object=what, message=message))
+
+    def compare(self, file: BackupFile, size: int, sha256: str) -> None:
+        """Hold size and SHA-256 of a file against the manifest."""
+        if size != file.size:
+            self.found(file.path, f"has {size} bytes, the manifest says {file.size}")
+        elif sha256 != file.sha256:
+            self.found(file.path, "has another SHA-256 than the manifest says")
 
     def unreadable(self, what: str, error: OSError) -> None:
         """A file that cannot be read: bad, unless it is only this user who may not."""

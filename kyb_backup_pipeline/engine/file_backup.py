@@ -51,7 +51,6 @@ LOGS = "logs"
 FLAGS_FILE = "feature_flags.json"
 VERSION_FILE = "VERSION"
 CONFIGS = "configs"
-SAFETY_PREFIX = "pre_restore"
 
 _OUR_OWN = (".kyb-restore-*/", ".kyb-replaced-*/", ".kyb-undone-*/")
 """What restores leave beside what they restore: never configuration, whatever the patterns say."""

@@ -30,7 +30,6 @@ from kyb_backup_pipeline.engine.extraction import Rules, Unpacked
 from kyb_backup_pipeline.engine.file_backup import (
     FLAGS_FILE,
     LOGS,
-    SAFETY_PREFIX,
     configuration_root,
     take_application_backup,
     take_configuration_backup,
@@ -47,7 +46,7 @@ from kyb_backup_pipeline.engine.file_source import (
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
 from kyb_backup_pipeline.engine.platform_api import check_json, fetch_flags, restore_flags
 from kyb_backup_pipeline.engine.progress import Reporter, silent
-from kyb_backup_pipeline.engine.request import Request
+from kyb_backup_pipeline.engine.request import SAFETY_PREFIX, Request
 from kyb_backup_pipeline.engine.service import start_service, stop_service
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.swap import (
@@ -121,7 +120,7 @@ def restore_in_place(
     how = settings.application
     captured = (FLAGS_FILE,) if options.flags and backup.kind == "application_state" else ()
     done = Restored(backup_id=backup.backup_id, folder=target.base)
-    repair_all(settings)
+    repair_all(settings, service=options.service)
     try:
         target.base.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
@@ -215,7 +214,7 @@ def restore_into(
     return done
 
 
-def repair_all(settings: Settings) -> list[str]:
+def repair_all(settings: Settings, *, service: bool = True) -> list[str]:
     """Undo restores that were killed, and start the service; what was done, where there were any.
 
     What such a restore had put in place is kept beside: somebody may have gone on with it. The mark of a
@@ -233,8 +232,12 @@ def repair_all(settings: Settings) -> list[str]:
                     continue
                 _log.warning("%s was left by a restore that was killed: it is undone", work.folder)
                 flags = _flags_before(work)
+                if service:  # it may have been started already, and go on with the new state
+                    with contextlib.suppress(KybError):
+                        stop_service(how)
                 swapped = undo(work)
-                start_service(how)
+                if service:
+                    start_service(how)
                 if flags is not None:
                     _await_api(how)
                     restore_flags(how, flags)
@@ -243,7 +246,8 @@ def repair_all(settings: Settings) -> list[str]:
                 if not swapped:
                     remove(work.folder)
                 said.append(
-                    f"{base}: the old state stands again, and the service was started"
+                    f"{base}: the old state stands again"
+                    + (", and the service was started" if service else "")
                     + (f"; what was in place lies in {aside}" if aside else "")
                 )
     return said
@@ -298,7 +302,7 @@ def _exchange(
     done: Restored,
 ) -> None:
     """From the stop of the service to its start with what was restored; all of it, or nothing."""
-    posted = stopping = False
+    posted = stopping = started = False
     units = plan_units(work, unpacked.wholes, unpacked.singles)
     done.units = tuple(unit.path for unit in units)
     write_journal(work, units, done.backup_id)
@@ -312,6 +316,7 @@ def _exchange(
                 done.notes.append(f"{carried} entries of {whole} that no backup has were kept")
         swap(work, units)
         if options.service:
+            started = True
             start_service(how)
         done.interruption = time.monotonic() - began
         if flags is not None and how.flags_url:
@@ -325,7 +330,7 @@ def _exchange(
             done.flags = True
     except BaseException as error:
         with _undisturbed():
-            _put_back(how, work, before, posted, stopping, error)
+            _put_back(how, work, before, posted, stopping, started, error)
         raise
     aside = keep_aside(work, REPLACED)
     (aside / _FLAGS_BEFORE).unlink(missing_ok=True)
@@ -352,6 +357,7 @@ def _put_back(
     flags: bytes | None,
     posted: bool,
     stopped: bool,
+    started: bool,
     why: BaseException,
 ) -> None:
     """The old state again, and the service with it; what fails here is added to the error.
@@ -360,7 +366,7 @@ def _put_back(
     """
     _log.warning("the restore failed and is undone: %s", why)
     troubles = []
-    if stopped and posted:
+    if started:  # with the new state, which it would go on with
         with contextlib.suppress(KybError):
             stop_service(how)
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kyb_backup_pipeline.engine import legacy
-from kyb_backup_pipeline.engine.archive import Entry, Member, MemberCheck, read_tar
+from kyb_backup_pipeline.engine.archive import Entry, Kind, Member, MemberCheck, read_tar
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import (
     CouldNotVerify,
@@ -179,12 +179,12 @@ def _entries_on_disk(folder: Path) -> Iterator[Entry]:
     for found in walk(folder, Selection(include=(f"/{CONFIGS}/", f"/{FLAGS_FILE}")), []):
         status = found.status
         mode = status.st_mode
-        kind = "folder" if stat.S_ISDIR(mode) else "symlink" if stat.S_ISLNK(mode) else "file"
+        kind: Kind = "folder" if stat.S_ISDIR(mode) else "symlink" if stat.S_ISLNK(mode) else "file"
         content = Path(found.source).read_bytes() if kind == "file" else b""
         yield Entry(
             Member(
                 path=found.path,
-                kind=kind,  # type: ignore[arg-type]
+                kind=kind,
                 mode=stat.S_IMODE(mode),
                 uid=status.st_uid,
                 gid=status.st_gid,

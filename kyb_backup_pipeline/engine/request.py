@@ -8,6 +8,9 @@ from kyb_backup_pipeline.engine.store import Backup, Repository
 
 _log = logging.getLogger(__name__)
 
+SAFETY_PREFIX = "pre_restore"
+"""Of the ids of backups that are taken before a restore."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:

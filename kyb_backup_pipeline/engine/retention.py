@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kyb_backup_pipeline.engine.config import RetentionSettings
-from kyb_backup_pipeline.engine.file_backup import SAFETY_PREFIX
 from kyb_backup_pipeline.engine.manifest import Kind
+from kyb_backup_pipeline.engine.request import SAFETY_PREFIX
 from kyb_backup_pipeline.engine.store import Backup, Repository
 
 PRUNED: tuple[Kind, ...] = ("application_state", "configuration")

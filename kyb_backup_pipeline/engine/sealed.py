@@ -7,6 +7,7 @@ comes out and decompress it. Whichever side fails ends the other.
 
 import contextlib
 import hashlib
+import io
 import os
 import select
 import time
@@ -173,11 +174,11 @@ def opening(
             child.kill()
 
 
-def _feed(child: process.Child, file: object, result: Opened) -> None:
+def _feed(child: process.Child, file: io.FileIO, result: Opened) -> None:
     """Hash the whole file and feed it to the filter, as long as that takes it."""
     digest = hashlib.sha256()
     feeding = True
-    while block := file.read(BLOCK):  # type: ignore[attr-defined]
+    while block := file.read(BLOCK):
         digest.update(block)
         result.size += len(block)
         if feeding:

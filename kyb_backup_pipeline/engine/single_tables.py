@@ -28,10 +28,11 @@ def keep_tables(database: Target, tables: tuple[str, ...]) -> None:
             raise InvalidRequest(f"there is no table {', '.join(unknown)} in this backup",
                                  hint="with its schema where that is not public")  # fmt: skip
         kept_oids = {
-            connection.execute(
-                "SELECT to_regclass(%s)::oid", (sql.Identifier(*names[name]).as_string(),)
-            ).fetchone()[0]  # type: ignore[index]
+            oid
             for name in wanted
+            for (oid,) in connection.execute(
+                "SELECT to_regclass(%s)::oid", (sql.Identifier(*names[name]).as_string(),)
+            )
         }
         for schema, name, ancestors in rows:
             if f"{schema}.{name}" in wanted or kept_oids & set(ancestors or ()):

@@ -290,10 +290,7 @@ def _read_checked(folder: Path, file: BackupFile, seen: Examination) -> Iterator
         seen.unreadable(file.path, error)
         return
     seen.read += size
-    if size != file.size:
-        seen.found(file.path, f"has {size} bytes, the manifest says {file.size}")
-    elif digest.hexdigest() != file.sha256:
-        seen.found(file.path, "has another SHA-256 than the manifest says")
+    seen.compare(file, size, digest.hexdigest())
 
 
 def _examine_compressed(

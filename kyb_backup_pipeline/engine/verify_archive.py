@@ -93,10 +93,7 @@ def _examine_archive(
         seen.unreadable(file.path, error)
         return
     seen.read += size
-    if size != file.size:
-        seen.found(file.path, f"has {size} bytes, the manifest says {file.size}")
-    elif sha256 != file.sha256:
-        seen.found(file.path, "has another SHA-256 than the manifest says")
+    seen.compare(file, size, sha256)
     if len(seen.findings) > before:
         return
     seen.figures["checksums"] = seen.figures.get("checksums", 0) + 1
