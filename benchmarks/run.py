@@ -34,6 +34,7 @@ CASES: Mapping[str, Callable[[Plan], Table]] = {
     "archive": archives.archive,
     "files": archives.files,
     "recovery": recovery.restore,
+    "switch": recovery.switch,
 }
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
