@@ -1,0 +1,28 @@
+"""What is wrong with the backups, in the words of whoever must act on it.
+
+The health model finds troubles, alerts carry them, reports list them. Two looks at the same trouble have the
+same ``key``, so that it is told once, reminded of, and said to be over.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["info", "warning", "critical"]
+
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
+"""From the least to the worst."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """One trouble. ``key`` such as ``stale:full`` says what it is about, ``title`` fits in one line,
+    ``text`` adds figures, ``hint`` says what to do.
+    """
+
+    key: str
+    severity: Severity
+    title: str
+    text: str = ""
+    hint: str | None = None
+    backup_id: str | None = None
+    run_id: str | None = None
