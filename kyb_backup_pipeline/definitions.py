@@ -39,7 +39,12 @@ from kyb_backup_pipeline.defs.incremental import (
     point_in_time_test_schedule,
     wal_store,
 )
-from kyb_backup_pipeline.defs.recovery import restore_database
+from kyb_backup_pipeline.defs.recovery import (
+    files_at_work,
+    restore_application,
+    restore_database,
+    restore_point_in_time,
+)
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.defs.sensors import follow_repository, repository_sensor
 from kyb_backup_pipeline.defs.verify_all import verify_all_backups, verify_all_schedule
@@ -70,6 +75,8 @@ defs = dg.Definitions(
         verify_all_backups,
         follow_repository,
         restore_database,
+        restore_point_in_time,
+        restore_application,
     ],
     schedules=[
         full_backup_schedule,
@@ -83,6 +90,6 @@ defs = dg.Definitions(
         repository_sensor,
         base_backup_sensor,
     ],
-    resources={"engine": EngineResource()},
+    resources={"engine": EngineResource(), "at_work": files_at_work},
     executor=dg.in_process_executor,
 )

@@ -7,6 +7,7 @@ where they are installed. As root the servers run as an unprivileged account.
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from backports import zstd
 from psycopg import sql
 
-from kyb_backup_pipeline.engine import config
+from kyb_backup_pipeline.engine import config, process
 from kyb_backup_pipeline.engine.config import PostgresSettings, Settings
 from kyb_backup_pipeline.engine.postgres import (
     Target,
@@ -55,6 +57,26 @@ def place() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def python(place: Path) -> str:
+    """A Python with the zstd module that the server's user can run; a copy where ours is out of reach."""
+    account = server_account(None)
+    probe = [sys.executable, "-c", "from backports import zstd"]
+    try:
+        process.run(probe, deadline=30, account=account)
+        return sys.executable
+    except process.ProcessFailed:
+        pass
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    copy, library = place / "python", Path(os.__file__).parent
+    left_out = shutil.ignore_patterns("test", "site-packages", "__pycache__", "idlelib", "config-*")
+    shutil.copytree(library, copy / "lib" / version, ignore=left_out)
+    shutil.copytree(Path(zstd.__file__).parent.parent, copy / "lib" / version / "backports")
+    (copy / "bin").mkdir()
+    shutil.copy(os.path.realpath(sys.executable), copy / "bin" / version)
+    return f"{copy}/bin/{version}"
 
 
 @pytest.fixture(scope="session")

@@ -127,12 +127,13 @@ class Platform:
 
     def tree(self, folder: Path | None = None) -> dict[str, object]:
         """Every file with its content and mode, every link with its target; without what restores took
-        out of place and left beside."""
+        out of place and left beside, and without their journals."""
         top = folder or self.root
         return {
             str(path.relative_to(top)): _seen(path)
             for path in sorted(top.rglob("*"))
             if not any(part.startswith((REPLACED, UNDONE)) for part in path.relative_to(top).parts)
+            and "recovery" not in path.relative_to(top).parts
         }
 
     def file(self, path: Path, *, without: tuple[str, ...] = ()) -> Path:

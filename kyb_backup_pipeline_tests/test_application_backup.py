@@ -1,6 +1,7 @@
 """The application's state before a deployment: its API in every mood, sessions, two at once, exit codes."""
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -11,7 +12,7 @@ import pytest
 
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed, InvalidRequest, Locked
-from kyb_backup_pipeline.engine.file_restore import Options, restore_into
+from kyb_backup_pipeline.engine.file_unpacking import Options, restore_into
 from kyb_backup_pipeline.engine.manifest import MANIFEST
 from kyb_backup_pipeline_tests.platforms import Platform, answer, answering
 from kyb_backup_pipeline_tests.running import Cli, wait_until
@@ -258,7 +259,9 @@ def test_of_two_at_once_one_is_made_and_the_other_is_told(platform: Platform) ->
     cli = Cli(platform.file(platform.place / "kyb.toml"))
     first = cli.start("backup", "application", "--deployment", "v9", "--id", "first")
     wait_until((platform.place / "backups/application/state/.first.partial").exists, "it has begun")
+    first.kill(signal.SIGSTOP)  # else it may be done before the other one looks
     second = cli.run("backup", "application", "--deployment", "v9", "--id", "second")
+    first.kill(signal.SIGCONT)
     assert second.returncode == Locked.exit_code, second.stderr
     assert "another application state backup is being written: for deployment v9" in second.stderr
     assert f"process {first.pid}" in second.stderr

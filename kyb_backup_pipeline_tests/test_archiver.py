@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.errors import BackupFailed
 from kyb_backup_pipeline.engine.manifest import utc_now
-from kyb_backup_pipeline.engine.postgres import connect, server_account
+from kyb_backup_pipeline.engine.postgres import connect
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.engine.wal import Segment
 from kyb_backup_pipeline.engine.wal_store import WalConflict, WalStore
@@ -219,26 +218,6 @@ def test_kill_9_of_a_fetch_leaves_no_half_segment_in_place(tmp_path: Path, store
 
 
 # A server that archives
-
-
-@pytest.fixture(scope="session")
-def python(place: Path) -> str:
-    """A Python with the zstd module that the server's user can run; a copy where ours is out of reach."""
-    account = server_account(None)
-    probe = [sys.executable, "-c", "from backports import zstd"]
-    try:
-        process.run(probe, deadline=30, account=account)
-        return sys.executable
-    except process.ProcessFailed:
-        pass
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    copy, library = place / "python", Path(os.__file__).parent
-    left_out = shutil.ignore_patterns("test", "site-packages", "__pycache__", "idlelib", "config-*")
-    shutil.copytree(library, copy / "lib" / version, ignore=left_out)
-    shutil.copytree(Path(zstd.__file__).parent.parent, copy / "lib" / version / "backports")
-    (copy / "bin").mkdir()
-    shutil.copy(os.path.realpath(sys.executable), copy / "bin" / version)
-    return f"{copy}/bin/{version}"
 
 
 @pytest.fixture

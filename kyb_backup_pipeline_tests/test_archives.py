@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from kyb_backup_pipeline.engine.archive import ArchiveDamaged, read_tar
 from kyb_backup_pipeline.engine.encryption import NoKeys, new_key_pair, public_keys
 from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace, Refused
-from kyb_backup_pipeline.engine.file_restore import Options, restore_into
+from kyb_backup_pipeline.engine.file_unpacking import Options, restore_into
 from kyb_backup_pipeline.engine.manifest import MANIFEST, MANIFEST_CHECKSUM, utc_now
 from kyb_backup_pipeline.engine.store import Backup, checksum_line
 from kyb_backup_pipeline_tests.platforms import PASSPHRASE, SECRET, Platform, gpg_home

@@ -108,7 +108,8 @@ def test_the_definitions_load_and_are_all_there() -> None:
     assert sorted(job.name for job in repository.get_all_jobs()) == [
         "__ASSET_JOB", "base_backup_job", "configuration_job", "follow_repository",
         "full_backup_job", "incremental_backup_job", "point_in_time_test_job",
-        "pre_deployment_backup", "restore_database", "verify_all_backups",
+        "pre_deployment_backup", "restore_application", "restore_database",
+        "restore_point_in_time", "verify_all_backups",
     ]  # fmt: skip
     schedules = {
         schedule.name: (schedule.cron_schedule, schedule.execution_timezone)

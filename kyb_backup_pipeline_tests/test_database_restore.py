@@ -9,6 +9,8 @@ import random
 import re
 import signal
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +26,14 @@ from psycopg import sql
 
 from kyb_backup_pipeline.engine import config
 from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.database_restore import STEPS, DatabaseRestore
+from kyb_backup_pipeline.engine.database_restore import STEPS, DatabaseRestore, repair_database
 from kyb_backup_pipeline.engine.errors import (
     BackupFailed,
     CouldNotVerify,
     InvalidRequest,
+    KybError,
     Locked,
+    NotEnoughSpace,
     NotFound,
     ProofFailed,
     Refused,
@@ -49,7 +53,7 @@ from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_outlook import Wish, look_ahead
 from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
 from kyb_backup_pipeline.sandbox.cluster import Cluster
-from kyb_backup_pipeline_tests.conftest import execute
+from kyb_backup_pipeline_tests.conftest import execute, settings_for
 from kyb_backup_pipeline_tests.running import Cli, Run, children_of, none_alive, wait_until
 from kyb_backup_pipeline_tests.wal_clusters import running_cluster
 
@@ -514,19 +518,128 @@ def test_what_cannot_be_saved_is_not_replaced(live: Live) -> None:
     assert live.users() == after - 7
 
 
-def test_a_read_only_repository_is_restored_from(
-    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_repository_that_is_mounted_read_only_is_restored_from(
+    live: Live, tmp_path: Path
 ) -> None:
     backup, after = live.backup(), change(live)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    access = os.access
-    monkeypatch.setattr(
-        os, "access", lambda path, mode, **k: mode != os.W_OK and access(path, mode, **k)
+    repository = live.settings.repository
+    script = (
+        f"mount --bind {repository} {repository} && mount -o remount,bind,ro {repository} && "
+        f"exec {sys.executable} -m kyb_backup_pipeline restore database {backup.backup_id} --yes"
     )
-    live.restore(backup, Wish(safety_backup=False))
+    unshare = ["unshare", "--mount"] + (["--map-root-user"] if os.geteuid() else [])
+    environment = live.environment | {"XDG_STATE_HOME": str(tmp_path / "state")}
+    path = {"PATH": os.environ["PATH"]}
+
+    def run(line: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*unshare, "sh", "-c", line], capture_output=True, text=True,
+                              env=environment | path, check=False)  # fmt: skip
+
+    refused = run(script)
+    assert refused.returncode == BackupFailed.exit_code, refused.stderr
+    assert "--without-safety-backup" in refused.stderr
+    assert (live.users(), live.databases()) == (after, [])
+    done = run(f"{script} --without-safety-backup")
+    assert done.returncode == 0, done.stderr
     assert live.users() == after - 7
     assert list((tmp_path / "state").rglob("restore_*.json"))
-    assert not (live.settings.repository / "database" / "recovery").exists()
+    assert not (repository / "database" / "recovery").exists()
+    journals = str(next((tmp_path / "state").rglob("recovery-*")))
+    live.environment["KYB_RECOVERY__JOURNALS"] = journals
+    roll_back(live.with_settings(), last_swapped(live.with_settings()), service=False)
+
+
+# No room
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path | None]:
+    """A file system of its own for a server; None for an ordinary user, who may not mount."""
+    disk = Path(tempfile.mkdtemp(prefix="kyb-disk-", dir="/tmp"))
+    disk.chmod(0o755)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=150m,mode=755", "tmpfs", str(disk)]
+    mounted = subprocess.run(mount, capture_output=True, check=False)
+    try:
+        yield disk if mounted.returncode == 0 else None
+    finally:
+        if mounted.returncode == 0:
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)
+        disk.rmdir()
+        assert mounted.returncode == 0 or os.geteuid() != 0
+
+
+def test_a_disk_without_room_is_known_before_and_one_that_fills_up_does_no_harm(
+    small_disk: Path | None, tmp_path: Path, drills: Path
+) -> None:
+    if small_disk is None:
+        return  # CI is root, and covers it
+    bounds = {"max_wal_size": "8MB", "min_wal_size": "4MB"}
+    with running_cluster(small_disk, 18, settings=bounds) as cluster:
+        name = "kyb_platform"
+        execute(cluster.target(), f"CREATE DATABASE {name}")
+        execute(cluster.target(name), "CREATE TABLE users AS SELECT n, repeat(md5(n::text), 8) AS t "
+                "FROM generate_series(1, 60000) n")  # fmt: skip
+        quiet = {"KYB_APPLICATION__STOP_COMMAND": "", "KYB_APPLICATION__START_COMMAND": ""}
+        settings = settings_for(cluster.target(name), tmp_path / "backups", drills, **quiet,
+                                KYB_RECOVERY__MINIMUM_FREE=str(24 << 20))  # fmt: skip
+        backup = take_full_backup(settings, Request(backup_id="good"), now=utc_now())
+        execute(cluster.target(name), "DELETE FROM users WHERE n > 10")
+        wish = Wish(safety_backup=False)
+        filler = small_disk / "filler"
+
+        def leave(megabytes: int) -> None:
+            filler.unlink(missing_ok=True)
+            status = os.statvfs(small_disk)
+            with open(filler, "wb") as file:
+                file.write(bytes(max(status.f_bavail * status.f_frsize - (megabytes << 20), 0)))
+
+        leave(20)
+        with pytest.raises(NotEnoughSpace, match="second database and its WAL"):
+            DatabaseRestore.begin(settings, backup, wish, now=utc_now()).run()
+        leave(70)
+        restore = DatabaseRestore.begin(settings, backup, wish, now=utc_now())
+        for step in ("verify", "check", "save", "create"):
+            restore.step(step)
+        leave(20)  # somebody else takes the room meanwhile: the load stops before the server must
+        with psycopg.connect(f"host={cluster.target().host} port={cluster.port} dbname={name} "
+                             f"user={cluster.superuser}", autocommit=True) as witness:  # fmt: skip
+            with pytest.raises(NotEnoughSpace, match=r"load was stopped.*is as it was"):
+                restore.step("load")
+            witness.execute("SELECT 1")
+        leave(80)
+        greedy = settings_for(cluster.target(name), tmp_path / "backups", drills, **quiet,
+                              KYB_RECOVERY__MINIMUM_FREE="0")  # fmt: skip
+        restore = DatabaseRestore.begin(greedy, backup, wish, now=utc_now())
+        for step in ("verify", "check", "save", "create"):
+            restore.step(step)
+        leave(6)
+        with pytest.raises(NotEnoughSpace, match="No space left"):
+            restore.step("load")
+        filler.unlink()
+        wait_until(partial(_answers_again, cluster, name), "the live database answers", seconds=60)
+        assert _users_of(cluster, name) == 10
+        assert len(repair_database(settings, service=False)) == 1
+        journal = DatabaseRestore.begin(settings, backup, wish, now=utc_now()).run()
+        assert journal.state == "done"
+        assert _users_of(cluster, name) == 60000
+        left = execute(
+            cluster.target(), "SELECT datname FROM pg_database WHERE datname LIKE '%restoring%'"
+        )
+        assert left == []
+
+
+def _answers_again(cluster: Cluster, name: str) -> bool:
+    """A server that stopped for want of room is started by whoever made some."""
+    if cluster.pid() is None:
+        cluster.start()
+    return _users_of(cluster, name) >= 0
+
+
+def _users_of(cluster: Cluster, name: str) -> int:
+    try:
+        return int(execute(cluster.target(name), "SELECT count(*) FROM users")[0][0])
+    except (KybError, psycopg.Error):
+        return -1
 
 
 # The service

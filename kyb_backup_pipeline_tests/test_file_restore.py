@@ -17,18 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from kyb_backup_pipeline.engine import swap
+from kyb_backup_pipeline.engine import renames, swap
 from kyb_backup_pipeline.engine.archive import Written
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError, Locked, Refused, RestoreFailed
 from kyb_backup_pipeline.engine.file_preview import preview
-from kyb_backup_pipeline.engine.file_restore import (
-    Options,
-    Restored,
-    repair_all,
-    restore_in_place,
-    restore_into,
-)
+from kyb_backup_pipeline.engine.file_repair import repair_all
+from kyb_backup_pipeline.engine.file_restore import restore_in_place
+from kyb_backup_pipeline.engine.file_unpacking import Options, Restored, restore_into
 from kyb_backup_pipeline.engine.manifest import Archive, Manifest, utc_now
 from kyb_backup_pipeline.engine.sealed import sealing
 from kyb_backup_pipeline.engine.store import Backup
@@ -279,7 +275,7 @@ def test_a_rename_that_fails_in_the_middle_is_undone(
     backup = platform.configuration()
     spoil(platform)
     spoiled = platform.tree()
-    really, calls = swap._rename, []
+    really, calls = renames._rename, []
 
     def rename(source: Path, target: Path, flags: int) -> None:
         calls.append(target)
@@ -287,7 +283,7 @@ def test_a_rename_that_fails_in_the_middle_is_undone(
             raise OSError(number, os.strerror(number))
         really(source, target, flags)
 
-    monkeypatch.setattr(swap, "_rename", rename)
+    monkeypatch.setattr(renames, "_rename", rename)
     with pytest.raises(RestoreFailed, match=r"cannot be replaced.*as it was before"):
         restore(platform, backup)
     assert len(calls) == 3  # the third puts the first back
@@ -308,8 +304,8 @@ def test_a_file_system_without_exchange_does_it_in_two_renames(
         number = errno.EINVAL if flags == 2 else errno.EPERM
         raise OSError(number, os.strerror(number))
 
-    really = swap._rename
-    monkeypatch.setattr(swap, "_rename", rename)
+    really = renames._rename
+    monkeypatch.setattr(renames, "_rename", rename)
     with pytest.raises(RestoreFailed, match="as it was before"):
         restore(platform, backup)  # new files cannot be put in place: what was swapped comes back
     assert platform.tree() == spoiled
@@ -319,7 +315,7 @@ def test_a_file_system_without_exchange_does_it_in_two_renames(
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         really(source, target, flags)
 
-    monkeypatch.setattr(swap, "_rename", without_exchange)
+    monkeypatch.setattr(renames, "_rename", without_exchange)
     restore(platform, backup, QUIET)
     found = platform.tree()
     del found["later.env"]

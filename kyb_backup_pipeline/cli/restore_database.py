@@ -72,7 +72,7 @@ def database(
     if dry_run:
         return
     if into is None and not yes:
-        _confirm(settings.database.name)
+        confirm(settings.database.name)
     with session.reporting() as report:
         restore = DatabaseRestore.begin(settings, backup, wish, now=utc_now(), report=report)
         for name in restore.steps:
@@ -109,7 +109,7 @@ def rollback(session: Session, dry_run: bool, yes: bool, without_service: bool) 
     if dry_run:
         return
     if not yes:
-        _confirm(settings.database.name)
+        confirm(settings.database.name)
     aside = roll_back(settings, journal, service=not without_service)
     click.echo(f"rolled back; what had been restored is {aside!r} now")
 
@@ -129,7 +129,7 @@ def replaced(session: Session, drop: str | None, yes: bool, as_json: bool) -> No
     settings = session.settings()
     if drop is not None:
         if not yes:
-            _confirm(drop)
+            confirm(drop)
         gone = drop_replaced(settings, drop)
         click.echo(f"{gone.name!r} dropped, {size(gone.bytes)}")
         return
@@ -164,7 +164,8 @@ def _list(repository: Repository) -> None:
     raise InvalidRequest("which one?", hint="name one of those above")
 
 
-def _confirm(name: str) -> None:
+def confirm(name: str) -> None:
+    """Let a person type ``name``. Raises Refused."""
     if not sys.stdin.isatty():
         raise Refused("not confirmed: nothing was done", hint="--yes, in scripts")
     typed = click.prompt(f"Type {name} to go on", default="", show_default=False, err=True)

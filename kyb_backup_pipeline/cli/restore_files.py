@@ -1,4 +1,4 @@
-"""``kyb-backup restore configuration|application|repair``: files that were backed up, back in place."""
+"""``kyb-backup restore configuration|application``: files that were backed up, back in place."""
 
 import json
 import sys
@@ -9,21 +9,13 @@ from typing import Any
 import click
 
 from kyb_backup_pipeline.cli.session import Session, with_session
-from kyb_backup_pipeline.engine.database_restore import repair_database
 from kyb_backup_pipeline.engine.errors import InvalidRequest, NotFound, Refused
 from kyb_backup_pipeline.engine.file_backup import configuration_root
 from kyb_backup_pipeline.engine.file_preview import Preview, preview
-from kyb_backup_pipeline.engine.file_restore import (
-    Options,
-    Restored,
-    repair_all,
-    restore_in_place,
-    restore_into,
-)
+from kyb_backup_pipeline.engine.file_restore import restore_in_place
 from kyb_backup_pipeline.engine.file_source import describe
+from kyb_backup_pipeline.engine.file_unpacking import Options, Restored, restore_into
 from kyb_backup_pipeline.engine.manifest import Kind, utc_now
-from kyb_backup_pipeline.engine.recovery_journal import Journals
-from kyb_backup_pipeline.engine.restore_outlook import restoring_target
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.tree import shown
 
@@ -111,29 +103,6 @@ def application(
     """
     backup = _chosen(session, "application_state", backup_id)
     _restore(session, backup, into, logs_into, flags)
-
-
-@click.command(
-    epilog="""\b
-Examples:
-  kyb-backup restore repair"""
-)
-@click.option("--without-service", is_flag=True, help="Do not stop and start the service.")
-@with_session
-def repair(session: Session, without_service: bool) -> None:
-    """Finish what a killed restore left, and start the service.
-
-    Files: the old state is put back. The database: one that was killed before the swap is undone (the
-    live database was never touched), one that was killed behind it is complete.
-    """
-    settings = session.settings()
-    said = repair_all(settings, service=not without_service)
-    if Journals.of(settings).all(restoring_target(settings)):
-        said += repair_database(settings, service=not without_service)
-    for text in said:
-        click.echo(text)
-    if not said:
-        click.echo("there is nothing to repair")
 
 
 def _chosen(session: Session, kind: Kind, backup_id: str | None) -> Backup:

@@ -1,12 +1,15 @@
-"""Recovery from the UI: the restore of the database as a graph with one op a step.
+"""Recovery from the UI: the restores as graphs with one op a step.
 
 The UI has no login of its own, so a run needs two things: ``recovery.allow_from_ui`` in the settings of the
 machine, and the database's name in ``confirm``. Each op asks the journal before it acts: what stands there
 as done is not done again, what is not safe is refused, so an op that is executed again alone does no harm.
 
-Where to look next: ``engine/database_restore.py``; without Dagster: ``kyb-backup restore database``.
+Where to look next: ``engine/stepped.py``, and the three that are built on it; without Dagster:
+``kyb-backup restore``.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -15,15 +18,22 @@ from pydantic import Field
 from kyb_backup_pipeline.defs.card import bullets
 from kyb_backup_pipeline.defs.proof_view import engine_errors
 from kyb_backup_pipeline.defs.resources import EngineResource
+from kyb_backup_pipeline.engine import cluster_restore, database_restore, file_restore
+from kyb_backup_pipeline.engine.cluster_journal import ClusterJournal
+from kyb_backup_pipeline.engine.cluster_restore import ClusterRestore, ClusterWish
 from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.database_restore import STEPS, DatabaseRestore
+from kyb_backup_pipeline.engine.database_restore import DatabaseRestore
 from kyb_backup_pipeline.engine.errors import Refused
+from kyb_backup_pipeline.engine.file_restore import InPlaceRestore
+from kyb_backup_pipeline.engine.file_unpacking import Options
+from kyb_backup_pipeline.engine.journal import StepJournal
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_journal import Journal
 from kyb_backup_pipeline.engine.restore_outlook import Wish
+from kyb_backup_pipeline.engine.stepped import Stepped
 from kyb_backup_pipeline.engine.store import Repository
 
-_WHAT = {
+_DATABASE_STEPS = {
     "verify": "Every byte of the backup.",
     "check": "Versions, rights, room, and what a rename must not pass over.",
     "save": "A safety backup of what is there now, itself verified.",
@@ -36,15 +46,91 @@ _WHAT = {
     "start": "The service.",
     "health": "The health address and the smoke queries; what fails here swaps back.",
 }
+_CLUSTER_STEPS = {
+    "check": "What leads to the moment; versions, room, whether the data folders can change places.",
+    "collect": "For latest: the service is stopped, and the last of the log brought in.",
+    "recover": "A new data folder: base, log, markers; every row is read.",
+    "stop": "The service, then the server.",
+    "switch": "The data folders change names; the old one stays.",
+    "start": "The server, then the service; what does not come up is put back.",
+    "health": "The health address and the smoke queries; what fails here is put back.",
+}
+_FILE_STEPS = {
+    "unpack": "Every member compared, beside what runs.",
+    "save": "A safety backup of what runs now, and its feature flags.",
+    "stop": "The service, only now.",
+    "swap": "Renames; what was in place stays beside.",
+    "start": "The service.",
+    "flags": "The feature flags are posted back.",
+}
+assert tuple(_DATABASE_STEPS) == database_restore.STEPS
+assert tuple(_CLUSTER_STEPS) == cluster_restore.STEPS
+assert tuple(_FILE_STEPS) == file_restore.STEPS
+
+_CONFIRM = "The name of the live database, to say that it is meant."
 
 
 class DatabaseRestoreWish(dg.Config):
     """What is restored, and the word that it is meant."""
 
     backup_id: str = Field(description="The full backup to restore.")
-    confirm: str = Field(description="The name of the live database, to say that it is meant.")
+    confirm: str = Field(description=_CONFIRM)
     safety_backup: bool = Field(default=True, description="Back up first what is there now.")
     service: bool = Field(default=True, description="Stop and start the service.")
+
+
+class PointInTimeWish(dg.Config):
+    """The moment, and the word that it is meant."""
+
+    at: str = Field(description="A time (without a zone it is UTC), a position, or latest.")
+    confirm: str = Field(description=_CONFIRM)
+    timeline: int | None = Field(default=None, description="Where a promotion left two.")
+    service: bool = Field(default=True, description="Stop and start the service.")
+
+
+class ApplicationRestoreWish(dg.Config):
+    """What is restored, and the word that it is meant."""
+
+    backup_id: str = Field(description="The application state (or configuration) to restore.")
+    confirm: str = Field(description=_CONFIRM)
+    safety_backup: bool = Field(default=True, description="Save first what runs now.")
+    service: bool = Field(default=True, description="Stop and start the service.")
+    flags: bool = Field(default=True, description="Post the feature flags back.")
+
+
+class FilesAtWork:
+    """The restore of files that a run is at: what it has unpacked lives as long as the run."""
+
+    def __init__(self) -> None:
+        self._restore: InPlaceRestore | None = None
+
+    def take(self, restore: InPlaceRestore) -> None:
+        self._restore = restore
+
+    def of(self, restore_id: str) -> InPlaceRestore:
+        """The restore. Raises Refused in any other run than its own."""
+        if self._restore is None or self._restore.journal.restore_id != restore_id:
+            raise Refused(
+                f"what {restore_id} had unpacked went with the run that it was part of",
+                hint="launch a new run from its beginning",
+            )
+        return self._restore
+
+    def close(self) -> None:
+        """Put back what was left undone."""
+        if self._restore is not None:
+            self._restore.close()
+
+
+@dg.resource(
+    description="What a run has unpacked; left undone, cancelled or failed, it is put back."
+)
+def files_at_work(context: dg.InitResourceContext) -> Iterator[FilesAtWork]:
+    room = FilesAtWork()
+    try:
+        yield room
+    finally:
+        room.close()
 
 
 @dg.op(
@@ -62,15 +148,55 @@ def begin_database_restore(
             safety_backup=config.safety_backup, service=config.service, run_id=context.run_id
         )
         journal = DatabaseRestore.begin(settings, backup, wish, now=utc_now()).journal
-    context.add_output_metadata({"restore": journal.restore_id, "backup": backup.backup_id})
-    return journal.restore_id
+    return _begun(context, journal)
+
+
+@dg.op(
+    tags={"kind": "postgres"},
+    description="Is a recovery allowed from here, and is this database meant? Opens the journal.",
+)
+def begin_point_in_time_restore(
+    context: dg.OpExecutionContext, config: PointInTimeWish, engine: EngineResource
+) -> str:
+    with engine_errors():
+        settings = engine.settings()
+        _check_allowed(settings, config.confirm)
+        wish = ClusterWish(
+            at=config.at, timeline=config.timeline, switch=True, service=config.service,
+            run_id=context.run_id,
+        )  # fmt: skip
+        journal = ClusterRestore.begin(settings, wish, now=utc_now()).journal
+    return _begun(context, journal)
+
+
+@dg.op(
+    tags={"kind": "python"},
+    description="Is a restore allowed from here, and is this platform meant? Holds its folder.",
+)
+def begin_application_restore(
+    context: dg.OpExecutionContext,
+    config: ApplicationRestoreWish,
+    engine: EngineResource,
+    at_work: dg.ResourceParam[FilesAtWork],
+) -> str:
+    with engine_errors():
+        settings = engine.settings()
+        _check_allowed(settings, config.confirm)
+        backup = Repository(settings.repository).find(config.backup_id)
+        options = Options(
+            safety_backup=config.safety_backup, flags=config.flags, service=config.service
+        )
+        restore = InPlaceRestore(settings, backup, options, now=utc_now(), run_id=context.run_id,
+                                 report=engine.reporter())  # fmt: skip
+        at_work.take(restore)
+    return _begun(context, restore.journal)
 
 
 def _check_allowed(settings: Settings, confirm: str) -> None:
     if not settings.recovery.allow_from_ui:
         raise Refused(
             "restores from the UI are switched off: it has no login of its own",
-            hint="kyb-backup restore database, or recovery.allow_from_ui = true on this machine",
+            hint="kyb-backup restore, or recovery.allow_from_ui = true on this machine",
         )
     if confirm != settings.database.name:
         raise Refused(
@@ -79,42 +205,102 @@ def _check_allowed(settings: Settings, confirm: str) -> None:
         )
 
 
-def _step_op(name: str) -> dg.OpDefinition:
-    @dg.op(name=f"restore_{name}", tags={"kind": "postgres"}, description=_WHAT[name])
-    def step(context: dg.OpExecutionContext, engine: EngineResource, restore_id: str) -> str:
-        with engine_errors():
-            settings = engine.settings()
-            restore = DatabaseRestore.resume(settings, restore_id, report=engine.reporter())
-            done = restore.step(name)
-            metadata: dict[str, Any] = {"seconds": done.seconds or 0.0, "detail": done.detail}
-            if name == STEPS[-1]:
-                metadata |= _outcome(restore.finish())
-        context.add_output_metadata(metadata)
-        return restore_id
-
-    return step
+def _begun(context: dg.OpExecutionContext, journal: StepJournal) -> str:
+    context.add_output_metadata({"restore": journal.restore_id, "backup": journal.backup_id})
+    return journal.restore_id
 
 
-def _outcome(journal: Journal) -> dict[str, Any]:
-    return {
-        "replaced": journal.replaced_name if journal.old_oid is not None else "nothing",
-        "safety_backup": journal.safety_backup or "none",
+Resume = Callable[[EngineResource, FilesAtWork, str], Stepped[Any]]
+
+
+def _resumed_database(
+    engine: EngineResource, at_work: FilesAtWork, restore_id: str
+) -> Stepped[Any]:
+    return DatabaseRestore.resume(engine.settings(), restore_id, report=engine.reporter())
+
+
+def _resumed_cluster(engine: EngineResource, at_work: FilesAtWork, restore_id: str) -> Stepped[Any]:
+    return ClusterRestore.resume(engine.settings(), restore_id, report=engine.reporter())
+
+
+def _resumed_files(engine: EngineResource, at_work: FilesAtWork, restore_id: str) -> Stepped[Any]:
+    return at_work.of(restore_id)
+
+
+def _step_ops(prefix: str, steps: Mapping[str, str], resume: Resume) -> list[dg.OpDefinition]:
+    """One op a step, to be run in this order."""
+
+    def step_op(name: str) -> dg.OpDefinition:
+        @dg.op(name=f"{prefix}_{name}", tags={"kind": "postgres"}, description=steps[name])
+        def step(
+            context: dg.OpExecutionContext,
+            engine: EngineResource,
+            at_work: dg.ResourceParam[FilesAtWork],
+            restore_id: str,
+        ) -> str:
+            with engine_errors():
+                restore = resume(engine, at_work, restore_id)
+                done = restore.step(name)
+                metadata: dict[str, Any] = {"seconds": done.seconds or 0.0, "detail": done.detail}
+                if name == list(steps)[-1]:
+                    metadata |= _outcome(restore.finish())
+            context.add_output_metadata(metadata)
+            return restore_id
+
+        return step
+
+    return [step_op(name) for name in steps]
+
+
+def _outcome(journal: StepJournal) -> dict[str, Any]:
+    outcome: dict[str, Any] = {
         "interruption_seconds": journal.interruption_seconds or 0.0,
         "notes": dg.MetadataValue.md(bullets(journal.notes) if journal.notes else "none"),
     }
+    if isinstance(journal, Journal):
+        replaced = journal.replaced_name if journal.old_oid is not None else "nothing"
+        return {"replaced": replaced, "safety_backup": journal.safety_backup or "none", **outcome}
+    if isinstance(journal, ClusterJournal) and journal.replaced and Path(journal.replaced).exists():
+        return {"replaced": dg.MetadataValue.path(journal.replaced), **outcome}
+    return outcome
 
 
-_STEP_OPS = {name: _step_op(name) for name in STEPS}
+def _in_order(restore_id: Any, ops: Sequence[dg.OpDefinition]) -> None:
+    for op in ops:
+        restore_id = op(restore_id)
+
+
+_DATABASE_OPS = _step_ops("restore", _DATABASE_STEPS, _resumed_database)
+_CLUSTER_OPS = _step_ops("point_in_time", _CLUSTER_STEPS, _resumed_cluster)
+_FILE_OPS = _step_ops("application", _FILE_STEPS, _resumed_files)
+_GUARDS = "Refused unless recovery.allow_from_ui is set on the machine and confirm is the database's name."
 
 
 @dg.job(
     executor_def=dg.in_process_executor,
     tags={"recovery": "database", "dagster/max_retries": "0"},
-    description="Bring a full backup back in the place of the live database. Refused unless "
-    "recovery.allow_from_ui is set on the machine and confirm is the database's name. The old database "
+    description=f"Bring a full backup back in the place of the live database. {_GUARDS} The old database "
     "stays: kyb-backup restore rollback, kyb-backup restore replaced.",
 )
 def restore_database() -> None:
-    restore_id = begin_database_restore()
-    for op in _STEP_OPS.values():
-        restore_id = op(restore_id)
+    _in_order(begin_database_restore(), _DATABASE_OPS)
+
+
+@dg.job(
+    executor_def=dg.in_process_executor,
+    tags={"recovery": "point-in-time", "dagster/max_retries": "0"},
+    description=f"Bring the whole cluster back to a moment, in the place of the running one. {_GUARDS} "
+    "The old data folder stays beside.",
+)
+def restore_point_in_time() -> None:
+    _in_order(begin_point_in_time_restore(), _CLUSTER_OPS)
+
+
+@dg.job(
+    executor_def=dg.in_process_executor,
+    tags={"recovery": "application", "dagster/max_retries": "0"},
+    description=f"Bring application state or configuration back over what runs now. {_GUARDS} What was in "
+    "place stays beside. A cancelled run puts it back.",
+)
+def restore_application() -> None:
+    _in_order(begin_application_restore(), _FILE_OPS)

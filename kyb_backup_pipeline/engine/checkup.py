@@ -10,7 +10,7 @@ from kyb_backup_pipeline.engine.config import ApplicationSettings, EncryptionSet
 from kyb_backup_pipeline.engine.encryption import NoKeys, check_keys, check_opening, public_keys
 from kyb_backup_pipeline.engine.errors import BackupFailed, CouldNotVerify
 from kyb_backup_pipeline.engine.file_backup import configuration_root, configured_selection
-from kyb_backup_pipeline.engine.file_restore import bases_of
+from kyb_backup_pipeline.engine.file_repair import bases_of
 from kyb_backup_pipeline.engine.platform_api import fetch_flags
 from kyb_backup_pipeline.engine.postgres import Target
 from kyb_backup_pipeline.engine.recovery_journal import Journals

@@ -172,7 +172,8 @@ class ConfigurationSettings(_Section):
 class RecoverySettings(_Section):
     """How the database is brought back. Without ``user`` it is done as ``database.user``.
 
-    ``health_url`` is asked after the service was started; times in seconds.
+    ``health_url`` is asked after the service was started; times in seconds. ``minimum_free``, in bytes, is
+    what must stay free on the server's disk while a restore loads. ``data_directory`` and the commands for the server are for a recovered cluster that takes the place of the running one.
     """
 
     user: NonEmpty | None = None
@@ -180,10 +181,15 @@ class RecoverySettings(_Section):
     password_file: Path | None = None
     jobs: int = Field(2, ge=1, le=64)
     stall_timeout: Seconds = 3600
+    minimum_free: int = Field(512 * 1024**2, ge=0)
     health_url: str | None = None
     health_timeout: Seconds = 60
     journals: Path | None = None
     allow_from_ui: bool = False
+    data_directory: Path | None = None
+    stop_server_command: tuple[NonEmpty, ...] = ()
+    start_server_command: tuple[NonEmpty, ...] = ()
+    server_timeout: Seconds = 300
 
 
 class RetentionSettings(_Section):
@@ -302,6 +308,7 @@ _PATH_KEYS = (
     ("configuration", "root"),
     ("recovery", "password_file"),
     ("recovery", "journals"),
+    ("recovery", "data_directory"),
 )
 """Paths in the file are taken relative to the folder the file stands in."""
 
@@ -344,6 +351,8 @@ _LIST_KEYS: Mapping[tuple[str, ...], Callable[[str], list[str]]] = {
     ("application", "sessions_command"): shlex.split,
     ("application", "stop_command"): shlex.split,
     ("application", "start_command"): shlex.split,
+    ("recovery", "stop_server_command"): shlex.split,
+    ("recovery", "start_server_command"): shlex.split,
 }
 """How lists are written in one variable: commands as for a shell, all else with commas."""
 

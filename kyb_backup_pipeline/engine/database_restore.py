@@ -16,16 +16,15 @@ stays, under another name, until a person drops it.
     start       the service
     health      its health address, smoke queries; what fails here swaps back
 
-Each step is written down before it begins and when it has ended (``recovery_journal``); a step that
-stands there as done is not done again. Where to look next: ``database_swap``, ``restore``.
+Where to look next: ``stepped`` for the journal of the steps, ``database_swap``, ``restore``.
 """
 
 import contextlib
+import errno
 import logging
+import os
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import datetime
 
 import psycopg
@@ -45,15 +44,16 @@ from kyb_backup_pipeline.engine.errors import (
     Locked,
     NotEnoughSpace,
     ProofFailed,
-    Refused,
     RestoreFailed,
 )
 from kyb_backup_pipeline.engine.evidence import take_evidence_parallel
+from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
+from kyb_backup_pipeline.engine.journal import Step
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import Programs, Target, client_programs, connect
-from kyb_backup_pipeline.engine.progress import Reporter, silent
-from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, Step, maintenance
+from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
+from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, maintenance
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX, Request
 from kyb_backup_pipeline.engine.restore import (
     apply_database_settings,
@@ -69,6 +69,7 @@ from kyb_backup_pipeline.engine.restore_outlook import (
     leftovers,
     look_ahead,
     restoring_target,
+    server_place,
     told,
 )
 from kyb_backup_pipeline.engine.restore_source import (
@@ -77,9 +78,10 @@ from kyb_backup_pipeline.engine.restore_source import (
     globals_of,
     origin_of,
 )
-from kyb_backup_pipeline.engine.service import start_service, stop_service
+from kyb_backup_pipeline.engine.service import await_health, start_service, stop_service
 from kyb_backup_pipeline.engine.single_tables import keep_tables
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
+from kyb_backup_pipeline.engine.stepped import Stepped
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
 
@@ -90,11 +92,11 @@ STEPS = ("verify", "check", "save", "create", "load", "settle", "compare", "stop
 BESIDE_STEPS = STEPS[: STEPS.index("compare") + 1]
 """Those of a restore that stays beside the live database."""
 
-_POLL = 0.25
 
+class DatabaseRestore(Stepped[Journal]):
+    """One restore of the database."""
 
-class DatabaseRestore:
-    """One restore, in steps that can be run one after the other, also by different processes."""
+    journals: Journals
 
     def __init__(
         self,
@@ -165,44 +167,14 @@ class DatabaseRestore:
     def steps(self) -> tuple[str, ...]:
         return STEPS if self.wish.into is None else BESIDE_STEPS
 
-    def run(self) -> Journal:
-        """Run every step that is not done yet. Raises what went wrong; the journal says how it ended."""
-        for name in self.steps:
-            self.step(name)
-        return self.finish()
-
-    def step(self, name: str) -> Step:
-        """Run one step. Raises Refused unless all before it are done."""
-        done = next((s for s in self.journal.steps if s.name == name and s.finished_at), None)
-        if done is not None:
-            return done
-        if self.journal.state != "running":
-            raise Refused(f"{self.journal.restore_id} has ended ({self.journal.state})",
-                          hint="begin a new restore")  # fmt: skip
-        missing = [s for s in self.steps[: self.steps.index(name)] if not self.journal.done(s)]
-        if missing:
-            raise Refused(f"{name} comes after {missing[0]}, which was not done",
-                          hint="run the steps in their order")  # fmt: skip
-        body: Callable[[Step], None] = getattr(self, f"_{name}")
+    @contextlib.contextmanager
+    def _holding(self) -> Iterator[None]:
         repository = Repository(self.settings.repository)
         with self.journals.holding(self.target), repository.reading(self.backup):
-            try:
-                with self.journals.step(self.journal, name) as step:
-                    _log.info("%s: %s", self.journal.restore_id, name)
-                    body(step)
-                return step
-            except BaseException as error:
-                self._fail(name, error)
-                if isinstance(error, psycopg.Error):
-                    raise told(error) from error
-                raise
+            yield
 
-    def finish(self) -> Journal:
-        """Close the journal."""
-        self.journal.state = "done"
-        self.journal.finished_at = utc_now()
-        self.journals.keep(self.journal)
-        return self.journal
+    def _told(self, error: psycopg.Error) -> KybError:
+        return told(error)
 
     # The steps
 
@@ -226,7 +198,7 @@ class DatabaseRestore:
         if outlook.room is not None and outlook.room < outlook.needed:
             raise NotEnoughSpace(
                 f"{outlook.room / 2**30:.2f} GiB free where the server keeps its data, about "
-                f"{outlook.needed / 2**30:.2f} GiB needed for a second database",
+                f"{outlook.needed / 2**30:.2f} GiB needed for a second database and its WAL",
                 hint="free space there; old databases are listed by kyb-backup restore replaced",
             )
         self.journal.old_oid = database_oid(self.server, self.target.dbname)
@@ -278,15 +250,28 @@ class DatabaseRestore:
 
     def _load(self, step: Step) -> None:
         how = self.settings.recovery
-        load_dump(
-            self.source,
-            self._programs(),
-            self._new,
-            jobs=how.jobs,
-            stall_timeout=how.stall_timeout,
-            single_transaction=False,
-            report=self.report,
-        )
+        with connect(self.server) as connection:
+            place = server_place(connection, self.target)
+
+        def watched(progress: Progress) -> None:
+            # a server without room for its WAL stops, and the live database with it
+            if place is not None and free_bytes(place) < how.minimum_free:
+                raise NotEnoughSpace(
+                    f"less than {how.minimum_free / 2**20:.0f} MiB are free in {place}: the load was stopped",
+                    hint="free space there; recovery.minimum_free says how much must stay",
+                )
+            self.report(progress)
+
+        watched(Progress(step="restore", done=0))
+        try:
+            load_dump(
+                self.source, self._programs(), self._new, jobs=how.jobs,
+                stall_timeout=how.stall_timeout, single_transaction=False, report=watched,
+            )  # fmt: skip
+        except CouldNotVerify as error:
+            if os.strerror(errno.ENOSPC) in error.message:
+                raise NotEnoughSpace(error.message, hint="free space on the server") from error
+            raise
 
     def _settle(self, step: Step) -> None:
         if self.source.manifest.legacy:
@@ -364,7 +349,7 @@ class DatabaseRestore:
     def _health(self, step: Step) -> None:
         how = self.settings.recovery
         if how.health_url and self.wish.service:
-            _await_health(how.health_url, how.health_timeout)
+            await_health(how.health_url, how.health_timeout)
         findings, asked = ask_smoke_queries(self.settings, self.target)
         if findings:
             raise RestoreFailed(f"{findings[0].object} {findings[0].message}")
@@ -387,27 +372,7 @@ class DatabaseRestore:
             keep_tables(self._new, self.wish.tables)
         swap_databases(self.server, live=self.wish.into, aside=None, new=self.journal.new_name)
 
-    def _fail(self, name: str, error: BaseException) -> None:
-        """What the live database and the service are owed when a step fails."""
-        said = error.message if isinstance(error, KybError) else str(error) or type(error).__name__
-        self.journal.error = f"{name}: {said.splitlines()[0] if said else name}"
-        outcome: list[str] = []
-        try:
-            outcome.append(self._owed(name, error))
-            if self.journal.state == "running":
-                self.journal.state = "failed"
-        except (KybError, psycopg.Error, OSError) as further:
-            # it stays "running", and whoever comes next finishes it: repair_database
-            outcome.append(f"and then: {str(further).splitlines()[0]}; once that is mended: "
-                           "kyb-backup restore repair")  # fmt: skip
-        self.journal.finished_at = utc_now()
-        with contextlib.suppress(KybError):
-            self.journals.keep(self.journal)
-        if isinstance(error, KybError):
-            error.message = "; ".join([error.message, *filter(None, outcome)])
-
     def _owed(self, name: str, error: BaseException) -> str:
-        """Do it, and say how things stand."""
         journal = self.journal
         if name == "health":
             return self._swap_back()
@@ -480,26 +445,6 @@ def repair_database(settings: Settings, *, service: bool = True) -> list[str]:
         journals.keep(journal)
         said.append(f"{journal.restore_id} was killed: {text}")
     return said
-
-
-def _await_health(url: str, patience: float) -> None:
-    give_up = time.monotonic() + patience
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({})
-    )  # no proxy of the environment
-    while True:
-        try:
-            with opener.open(url, timeout=5) as answer:
-                if answer.status == 200:
-                    return
-                reason = f"answered {answer.status}"
-        except (OSError, ValueError) as error:
-            reason = str(error)
-        if time.monotonic() > give_up:
-            raise RestoreFailed(
-                f"the service is not well: {url}: {reason}", hint="recovery.health_url"
-            )
-        time.sleep(_POLL)
 
 
 def _major(server: Target) -> int:

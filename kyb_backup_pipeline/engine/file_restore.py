@@ -1,68 +1,65 @@
-"""Bringing back configuration and application state.
+"""Bringing back configuration and application state, in the place of what runs now.
 
-In place: unpack beside and compare every member → save what runs now → stop the service → swap by renames
-→ start the service → post the flags back. On any failure what was swapped is swapped back, the service is
-started again and the error says so; after a kill the next restore (or ``restore repair``) does that. Into a
-new folder: unpack, compare, rename; nothing else is touched.
+    unpack      every member compared, beside what runs
+    save        a safety backup of what runs now, and its feature flags
+    stop        the service
+    swap        by renames
+    start       the service
+    flags       posted back
 
-Where to look next: ``extraction`` for what is refused, ``swap`` for the renames.
+On any failure what was swapped is swapped back, the service is started again and the error says so; after a
+kill the next restore (or ``restore repair``) does that. Unlike a restore of the database it is one
+process's work: the folder is held, and what was unpacked lies there, only as long as that lives.
+
+Where to look next: ``extraction`` for what is refused, ``swap`` for the renames, ``file_unpacking`` for a
+restore into a new folder.
 """
 
 import contextlib
 import logging
-import os
 import signal
-import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime
-from pathlib import Path
+from types import TracebackType
 
 from kyb_backup_pipeline.engine.config import ApplicationSettings, Settings
-from kyb_backup_pipeline.engine.errors import (
-    BackupFailed,
-    KybError,
-    Refused,
-    RestoreFailed,
-)
+from kyb_backup_pipeline.engine.errors import BackupFailed, KybError, RestoreFailed
 from kyb_backup_pipeline.engine.extraction import Rules, Unpacked
 from kyb_backup_pipeline.engine.file_backup import (
     FLAGS_FILE,
     LOGS,
-    configuration_root,
     take_application_backup,
     take_configuration_backup,
 )
+from kyb_backup_pipeline.engine.file_repair import FLAGS_BEFORE, await_api, repair_all
 from kyb_backup_pipeline.engine.file_source import (
     Destination,
-    as_it_is,
     destination_of,
     is_old_archive,
-    parts_of,
     unpack_backup,
-    without_prefix,
 )
+from kyb_backup_pipeline.engine.file_unpacking import Options, Restored, restore_into
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
+from kyb_backup_pipeline.engine.journal import JournalFolder, Step, StepJournal, journal_folder
+from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.platform_api import check_json, fetch_flags, restore_flags
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX, Request
 from kyb_backup_pipeline.engine.service import start_service, stop_service
+from kyb_backup_pipeline.engine.stepped import Stepped
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.swap import (
     REPLACED,
-    UNDONE,
-    Work,
+    Unit,
     carry_over,
     check_mounts,
     forget,
-    holding,
     keep_aside,
     plan_units,
     remove,
     swap,
     undo,
-    unfinished,
     working,
     write_journal,
 )
@@ -70,37 +67,7 @@ from kyb_backup_pipeline.engine.tree import walk
 
 _log = logging.getLogger(__name__)
 
-_POLL = 0.2
-_FLAGS_BEFORE = "flags.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the caller may leave out."""
-
-    safety_backup: bool = True
-    flags: bool = True
-    service: bool = True
-    owners: bool = True
-    skip_unsafe: bool = False
-    logs_into: Path | None = None
-
-
-@dataclass(kw_only=True)
-class Restored:
-    """What was done. ``interruption`` in seconds, from the stop of the service to its start; ``kept`` is
-    where what was in place before lies now.
-    """
-
-    backup_id: str
-    folder: Path
-    files: int = 0
-    units: tuple[str, ...] = ()
-    saved_as: str | None = None
-    flags: bool = False
-    interruption: float | None = None
-    kept: Path | None = None
-    notes: list[str] = field(default_factory=list)
+STEPS = ("unpack", "save", "stop", "swap", "start", "flags")
 
 
 def restore_in_place(
@@ -116,44 +83,195 @@ def restore_in_place(
     Raises RestoreFailed (then the old state stands, and the service was started again), Refused,
     Locked, BackupFailed if what runs now cannot be saved.
     """
-    target = destination_of(settings, backup)
-    how = settings.application
-    captured = (FLAGS_FILE,) if options.flags and backup.kind == "application_state" else ()
-    done = Restored(backup_id=backup.backup_id, folder=target.base)
-    repair_all(settings, service=options.service)
-    try:
-        target.base.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as error:
-        raise RestoreFailed(f"{target.base} cannot be made: {error.strerror}") from error
-    with (
-        Repository(settings.repository).reading(backup),
-        working(target.base, backup.backup_id, now) as work,
-    ):
-        rules = Rules(take=target.take, captured=captured, owners=options.owners,
+    with InPlaceRestore(settings, backup, options, now=now, report=report) as restore:
+        restore.run()
+        return restore.outcome
+
+
+class InPlaceRestore(Stepped[StepJournal]):
+    """One restore over what runs now. Left before its end, it puts back what was there."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        backup: Backup,
+        options: Options,
+        *,
+        now: datetime,
+        run_id: str | None = None,
+        report: Reporter = silent,
+    ) -> None:
+        """Hold the folder and the backup. Raises Locked, RestoreFailed, Refused."""
+        self.settings, self.backup, self.options, self.report = settings, backup, options, report
+        self.how = settings.application
+        self.target = destination_of(settings, backup)
+        self.outcome = Restored(backup_id=backup.backup_id, folder=self.target.base)
+        self.journals = JournalFolder(journal_folder(settings))
+        self.journal = StepJournal(
+            restore_id=f"files_{now:%Y%m%d_%H%M%S_%f}", backup_id=backup.backup_id, began_at=now,
+            run_id=run_id, service_wanted=options.service,
+        )  # fmt: skip
+        self._flags_now: bytes | None = None
+        self._posted = False
+        self._units: list[Unit] = []
+        self._unpacked = Unpacked()
+        repair_all(settings, service=options.service)
+        try:
+            self.target.base.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RestoreFailed(f"{self.target.base} cannot be made: {error.strerror}") from error
+        with ExitStack() as held:
+            held.enter_context(Repository(settings.repository).reading(backup))
+            self.work = held.enter_context(working(self.target.base, backup.backup_id, now))
+            self._held = held.pop_all()
+
+    def __enter__(self) -> "InPlaceRestore":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it; what has not come to its end is undone."""
+        try:
+            if self.journal.state == "running":
+                self._fail("", KybError("it was given up"))
+        finally:
+            self._held.close()
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return STEPS
+
+    def _holding(self) -> AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def finish(self) -> StepJournal:
+        """What was in place lies beside from now on."""
+        aside = keep_aside(self.work, REPLACED)
+        (aside / FLAGS_BEFORE).unlink(missing_ok=True)
+        if any(unit.old is not None for unit in self._units):
+            self.outcome.kept = aside
+        else:
+            remove(aside)  # nothing was replaced
+        self.outcome.interruption = self.journal.interruption_seconds
+        self.journal.notes = self.outcome.notes
+        return super().finish()
+
+    # The steps
+
+    def _unpack(self, step: Step) -> None:
+        options, outcome, backup = self.options, self.outcome, self.backup
+        rules = Rules(take=self.target.take, captured=self._captured, owners=options.owners,
                       skip_unsafe=options.skip_unsafe)  # fmt: skip
-        unpacked = unpack_backup(settings, backup, None, work.new, rules, report)
-        done.files, done.notes = unpacked.files, unpacked.notes
+        self._unpacked = unpacked = unpack_backup(
+            self.settings, backup, None, self.work.new, rules, self.report
+        )
+        outcome.files, outcome.notes = unpacked.files, unpacked.notes
         if not unpacked.wholes and not unpacked.singles:
             raise RestoreFailed(f"{backup.backup_id} holds nothing to restore")
-        check_mounts(work.base, [*unpacked.wholes, *unpacked.singles])
-        flags = unpacked.captured.get(FLAGS_FILE)
-        if flags is not None:
-            _check_flags(backup, flags)
-        elif captured:
-            done.notes.append(
+        check_mounts(self.work.base, [*unpacked.wholes, *unpacked.singles])
+        if self._flags_then is not None:
+            _check_flags(backup, self._flags_then)
+        elif self._captured:
+            outcome.notes.append(
                 "the backup has no feature flags: those in force were left as they are"
             )
         if is_old_archive(backup):
-            done.notes.append(
+            outcome.notes.append(
                 "the old script kept no folders of environment files: they lie at the top"
             )
         if options.logs_into is not None:
-            restore_into(settings, backup, options.logs_into, options, part=LOGS, report=report)
-        before = _present_flags(how) if captured else None
-        if options.safety_backup:
-            done.saved_as = _save(settings, backup, target, now)
-        _exchange(how, work, unpacked, target, flags, before, options, done)
-    return done
+            restore_into(
+                self.settings, backup, options.logs_into, options, part=LOGS, report=self.report
+            )
+        step.detail = f"{outcome.files} files"
+
+    def _save(self, step: Step) -> None:
+        if self._captured:
+            self._flags_now = _present_flags(self.how)
+        if self.options.safety_backup:
+            self.outcome.saved_as = _save(
+                self.settings, self.backup, self.target, self.journal.began_at
+            )
+        step.detail = self.outcome.saved_as or "nothing was saved"
+
+    def _stop(self, step: Step) -> None:
+        self._units = plan_units(self.work, self._unpacked.wholes, self._unpacked.singles)
+        self.outcome.units = tuple(unit.path for unit in self._units)
+        write_journal(self.work, self._units, self.backup.backup_id)
+        if self.options.service:
+            stop_service(self.how)
+
+    def _swap(self, step: Step) -> None:
+        for whole in self._unpacked.wholes:  # now nobody writes there any more
+            if carried := carry_over(self.work, whole, self.target.selection):
+                self.outcome.notes.append(
+                    f"{carried} entries of {whole} that no backup has were kept"
+                )
+        swap(self.work, self._units)
+
+    def _start(self, step: Step) -> None:
+        if self.options.service:
+            start_service(self.how)
+        stopped = self.journal.began("stop")
+        assert stopped is not None
+        self.journal.interruption_seconds = (utc_now() - stopped.began_at).total_seconds()
+
+    def _flags(self, step: Step) -> None:
+        flags = self._flags_then
+        if flags is None or not self.how.flags_url:
+            step.detail = "left as they are"
+            return
+        await_api(self.how)
+        if self._flags_now is not None:
+            write_durably(self.work.folder / FLAGS_BEFORE, self._flags_now)
+            flush_folder(self.work.folder)
+        self._posted = True
+        if other := restore_flags(self.how, flags):
+            self.outcome.notes.append(
+                f"the service now answers with other flags: {', '.join(other)}"
+            )
+        self.outcome.flags = True
+
+    # What is around them
+
+    @property
+    def _captured(self) -> tuple[str, ...]:
+        wanted = self.options.flags and self.backup.kind == "application_state"
+        return (FLAGS_FILE,) if wanted else ()
+
+    @property
+    def _flags_then(self) -> bytes | None:
+        return self._unpacked.captured.get(FLAGS_FILE)
+
+    def _owed(self, name: str, error: BaseException) -> str:
+        """The old state again, and the service with it.
+
+        The journal of the folder goes only once all of it is done: else ``restore repair`` goes on.
+        """
+        if not self.work.journalled:
+            return ""
+        with _undisturbed():
+            _log.warning("the restore failed and is undone: %s", error)
+            if self.journal.began("start"):  # with the new state, which it would go on with
+                with contextlib.suppress(KybError):
+                    stop_service(self.how)
+            undo(self.work)
+            if self.options.service:
+                start_service(self.how)
+            if self._posted and self._flags_now is not None:
+                await_api(self.how)
+                restore_flags(self.how, self._flags_now)
+            forget(self.work)
+        if self._posted and self._flags_now is None:
+            return "the feature flags of the backup are in force: those of before are not known"
+        return "everything is as it was before"
 
 
 def _check_flags(backup: Backup, flags: bytes) -> None:
@@ -164,108 +282,6 @@ def _check_flags(backup: Backup, flags: bytes) -> None:
         raise RestoreFailed(
             error.message, hint="--without-flags leaves them as they are"
         ) from error
-
-
-def restore_into(
-    settings: Settings,
-    backup: Backup,
-    folder: Path,
-    options: Options,
-    *,
-    part: str | None = None,
-    report: Reporter = silent,
-) -> Restored:
-    """Unpack a backup into a new folder, whole, or only one of its archives (``part``).
-
-    Raises Refused if the folder holds anything, RestoreFailed.
-    """
-    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise Refused(
-            f"{folder} exists and is not empty", hint="name a folder that is not there yet"
-        )
-    folder = Path(os.path.abspath(folder))
-    take = without_prefix(backup.backup_id) if is_old_archive(backup) else as_it_is
-    rules = Rules(take=take, owners=options.owners, skip_unsafe=options.skip_unsafe)
-    done = Restored(backup_id=backup.backup_id, folder=folder)
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(
-            tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent)
-        )
-        with Repository(settings.repository).reading(backup):
-            for name in parts_of(backup) if part is None else (part,):
-                inside = partial / name if name == LOGS and part is None else partial
-                inside.mkdir(exist_ok=True, mode=0o700)
-                unpacked = unpack_backup(settings, backup, name, inside, rules, report)
-                done.files += unpacked.files
-                done.notes += unpacked.notes
-        if not done.files and not any(partial.iterdir()):
-            raise RestoreFailed(f"{backup.backup_id} holds nothing to restore")
-        if folder.exists():
-            folder.rmdir()
-        os.rename(partial, folder)
-        flush_folder(folder.parent)
-    except OSError as error:
-        raise RestoreFailed(f"{folder} cannot be made: {error.strerror}") from error
-    finally:
-        if partial is not None and partial.exists():
-            remove(partial)
-    return done
-
-
-def repair_all(settings: Settings, *, service: bool = True) -> list[str]:
-    """Undo restores that were killed, and start the service; what was done, where there were any.
-
-    What such a restore had put in place is kept beside: somebody may have gone on with it. The mark of a
-    restore goes only once the service runs again. Raises RestoreFailed, Locked while one still runs.
-    """
-    how = settings.application
-    said = []
-    for base in bases_of(settings):
-        if not base.is_dir() or not unfinished(base):
-            continue
-        with holding(base):
-            for work in unfinished(base):
-                if not work.journalled:
-                    remove(work.folder)
-                    continue
-                _log.warning("%s was left by a restore that was killed: it is undone", work.folder)
-                flags = _flags_before(work)
-                if service:  # it may have been started already, and go on with the new state
-                    with contextlib.suppress(KybError):
-                        stop_service(how)
-                swapped = undo(work)
-                if service:
-                    start_service(how)
-                if flags is not None:
-                    _await_api(how)
-                    restore_flags(how, flags)
-                    (work.folder / _FLAGS_BEFORE).unlink()
-                aside = keep_aside(work, UNDONE) if swapped else None
-                if not swapped:
-                    remove(work.folder)
-                said.append(
-                    f"{base}: the old state stands again"
-                    + (", and the service was started" if service else "")
-                    + (f"; what was in place lies in {aside}" if aside else "")
-                )
-    return said
-
-
-def _flags_before(work: Work) -> bytes | None:
-    """The flags from before a restore that was killed after it had begun to post its own."""
-    with contextlib.suppress(FileNotFoundError):
-        return (work.folder / _FLAGS_BEFORE).read_bytes()
-    return None
-
-
-def bases_of(settings: Settings) -> list[Path]:
-    """The folders that restores work in."""
-    how = settings.application
-    configs = Path(os.path.realpath(how.root / how.configs))
-    root = Path(os.path.realpath(configuration_root(settings)))
-    return list(dict.fromkeys([configs.parent, root]))
 
 
 def _save(settings: Settings, backup: Backup, target: Destination, now: datetime) -> str | None:
@@ -291,55 +307,6 @@ def _save(settings: Settings, backup: Backup, target: Destination, now: datetime
         ) from error
 
 
-def _exchange(
-    how: ApplicationSettings,
-    work: Work,
-    unpacked: Unpacked,
-    target: Destination,
-    flags: bytes | None,
-    before: bytes | None,
-    options: Options,
-    done: Restored,
-) -> None:
-    """From the stop of the service to its start with what was restored; all of it, or nothing."""
-    posted = stopping = started = False
-    units = plan_units(work, unpacked.wholes, unpacked.singles)
-    done.units = tuple(unit.path for unit in units)
-    write_journal(work, units, done.backup_id)
-    began = time.monotonic()
-    try:
-        if options.service:
-            stopping = True
-            stop_service(how)
-        for whole in unpacked.wholes:  # now nobody writes there any more
-            if carried := carry_over(work, whole, target.selection):
-                done.notes.append(f"{carried} entries of {whole} that no backup has were kept")
-        swap(work, units)
-        if options.service:
-            started = True
-            start_service(how)
-        done.interruption = time.monotonic() - began
-        if flags is not None and how.flags_url:
-            _await_api(how)
-            if before is not None:
-                write_durably(work.folder / _FLAGS_BEFORE, before)
-                flush_folder(work.folder)
-            posted = True
-            if other := restore_flags(how, flags):
-                done.notes.append(f"the service now answers with other flags: {', '.join(other)}")
-            done.flags = True
-    except BaseException as error:
-        with _undisturbed():
-            _put_back(how, work, before, posted, stopping, started, error)
-        raise
-    aside = keep_aside(work, REPLACED)
-    (aside / _FLAGS_BEFORE).unlink(missing_ok=True)
-    if any(unit.old is not None for unit in units):
-        done.kept = aside
-    else:
-        remove(aside)  # nothing was replaced
-
-
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """A second Ctrl-C must not keep the old state from coming back."""
@@ -351,46 +318,6 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _put_back(
-    how: ApplicationSettings,
-    work: Work,
-    flags: bytes | None,
-    posted: bool,
-    stopped: bool,
-    started: bool,
-    why: BaseException,
-) -> None:
-    """The old state again, and the service with it; what fails here is added to the error.
-
-    The journal goes only once all of it is done: else ``restore repair`` goes on.
-    """
-    _log.warning("the restore failed and is undone: %s", why)
-    troubles = []
-    if started:  # with the new state, which it would go on with
-        with contextlib.suppress(KybError):
-            stop_service(how)
-    try:
-        undo(work)
-        if stopped:
-            start_service(how)
-        if posted and flags is not None:
-            _await_api(how)
-            restore_flags(how, flags)
-        elif posted:
-            troubles.append(
-                "the feature flags of the backup are in force: those of before are not known"
-            )
-        forget(work)
-    except (KybError, OSError) as error:
-        text = error.message if isinstance(error, KybError) else str(error)
-        troubles.append(f"{text} (kyb-backup restore repair tries again)")
-    if isinstance(why, KybError):
-        why.message += (
-            f"; and then: {'; '.join(troubles)}" if troubles
-            else "; everything is as it was before"
-        )  # fmt: skip
-
-
 def _present_flags(how: ApplicationSettings) -> bytes | None:
     if not how.flags_url:
         return None
@@ -399,20 +326,3 @@ def _present_flags(how: ApplicationSettings) -> bytes | None:
     except BackupFailed as error:
         _log.warning("the flags in force now are not known: %s", error.message)
         return None
-
-
-def _await_api(how: ApplicationSettings) -> None:
-    """Wait until the service answers. Raises RestoreFailed."""
-    give_up = time.monotonic() + how.service_timeout
-    patient = how.model_copy(update={"retries": 0})
-    while True:
-        try:
-            fetch_flags(patient)
-            return
-        except BackupFailed as error:
-            if time.monotonic() > give_up:
-                raise RestoreFailed(
-                    f"the service does not answer after its start: {error.message}",
-                    hint="application.service_timeout sets how long to wait",
-                ) from error
-            time.sleep(_POLL)

@@ -1,17 +1,21 @@
 """Point-in-time recovery into a new data folder: a cluster as it was at a moment, ready to be started.
 
 The folder must not exist; it is made under a name of its own beside it (``.<folder>.….partial``), and gets
-its name only when the recovered server has been promoted, asked for its markers, and stopped in good
-order. A tablespace that lay elsewhere goes to ``<folder>.tablespaces``.
+its name only when the recovered server has been promoted, asked for its markers, read to the last row,
+and stopped in good order. Rows that cannot be read are told (``Outcome.read``), and no reason to withhold
+what may be all there is. A tablespace that lay elsewhere goes to ``<folder>.tablespaces``.
 The source's own ``postgresql.auto.conf`` is set aside, since it may archive or follow somewhere.
 """
 
+import glob
 import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+import psycopg
 
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import NotEnoughSpace, Refused, RestoreFailed
@@ -20,6 +24,7 @@ from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.markers import Markers, check_markers
 from kyb_backup_pipeline.engine.process import Account
 from kyb_backup_pipeline.engine.progress import Reporter, silent
+from kyb_backup_pipeline.engine.reading import Read, read_everything
 from kyb_backup_pipeline.engine.recovery import Site, recovering, unpack_base
 from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
 from kyb_backup_pipeline.engine.store import Repository
@@ -27,15 +32,20 @@ from kyb_backup_pipeline.engine.throwaway import throwaway_folder
 from kyb_backup_pipeline.engine.wal import format_lsn
 from kyb_backup_pipeline.engine.wal_feeder import hand_over
 
+_PARTIAL = ".partial"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A recovered cluster in ``folder``: where its log was left, and the seconds it took."""
+    """A recovered cluster in ``folder``: where its log was left, what was read of it, and the seconds it
+    took.
+    """
 
     folder: Path
     major: int
     position: str
     markers: Markers
+    read: Read
     seconds: float
 
 
@@ -52,22 +62,9 @@ def recover_into(
     Raises Refused, NotEnoughSpace, CouldNotVerify without programs of that version, RestoreFailed.
     """
     into = into.absolute()
-    tablespaces = Path(f"{into}.tablespaces")
-    for path in (into, tablespaces):
-        if os.path.lexists(path):
-            raise Refused(
-                f"{path} exists: recovery goes into a new folder only",
-                hint="choose another, or move it away yourself",
-            )
-    if not into.parent.is_dir():
-        raise Refused(f"{into.parent} is not there", hint="make it first, for the server's user")
+    check_place(plan, into)
     base = plan.base
-    needed = round(1.1 * (base.uncompressed_size or 0)) + 64 * base.require_wal().segment_bytes
-    if free_bytes(into.parent) < needed:
-        raise NotEnoughSpace(
-            f"{free_bytes(into.parent) / 2**30:.2f} GiB free in {into.parent}, about "
-            f"{needed / 2**30:.2f} GiB needed"
-        )
+    tablespaces = _tablespaces_of(into)
     repository = Repository(settings.repository)
     with (
         repository.reading(plan.coverage.base),
@@ -94,6 +91,7 @@ def recover_into(
                 plan, repository.wal, site, pause=False, patience=patience, report=report
             ) as recovered:
                 markers = check_markers(plan, recovered)
+                read = read_everything(recovered.target, report)
             if markers.findings:
                 first = markers.findings[0]
                 raise RestoreFailed(f"{first.object} {first.message}")
@@ -101,6 +99,8 @@ def recover_into(
             flush_folder(site.data)
             os.rename(site.data, into)
             flush_folder(into.parent)
+        except psycopg.Error as error:
+            raise RestoreFailed(f"the recovered server went away: {str(error).strip()}") from error
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise no_space(into.parent, error) from error
@@ -112,14 +112,46 @@ def recover_into(
         major=programs.major,
         position=format_lsn(recovered.position),
         markers=markers,
+        read=read,
         seconds=(utc_now() - now).total_seconds(),
     )
 
 
+def check_place(plan: RecoveryPlan, into: Path) -> None:
+    """Can a cluster be made there? Raises Refused, NotEnoughSpace."""
+    for path in (into, _tablespaces_of(into)):
+        if os.path.lexists(path):
+            raise Refused(
+                f"{path} exists: recovery goes into a new folder only",
+                hint="choose another, or move it away yourself",
+            )
+    if not into.parent.is_dir():
+        raise Refused(f"{into.parent} is not there", hint="make it first, for the server's user")
+    base = plan.base
+    needed = round(1.1 * (base.uncompressed_size or 0)) + 64 * base.require_wal().segment_bytes
+    if free_bytes(into.parent) < needed:
+        raise NotEnoughSpace(
+            f"{free_bytes(into.parent) / 2**30:.2f} GiB free in {into.parent}, about "
+            f"{needed / 2**30:.2f} GiB needed"
+        )
+
+
+def _tablespaces_of(into: Path) -> Path:
+    return Path(f"{into}.tablespaces")
+
+
+def sweep_beside(into: Path) -> list[Path]:
+    """Remove what a killed recovery into ``into`` left half-made; the folders."""
+    found = sorted(into.parent.glob(f".{glob.escape(into.name)}.*{_PARTIAL}"))
+    for folder in found:
+        shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
 def _folder_beside(into: Path, account: Account | None) -> Path:
-    """A fresh folder on the same file system; what killed recoveries left is not touched."""
+    """A fresh folder on the same file system."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{into.name}.", suffix=".partial", dir=into.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{into.name}.", suffix=_PARTIAL, dir=into.parent))
     except OSError as error:
         raise RestoreFailed(f"nothing can be made in {into.parent}: {error.strerror}") from error
     hand_over(folder, account)

@@ -7,6 +7,7 @@ compared with its manifests, byte by byte, as it is unpacked, and once more by P
 pg_verifybackup; each segment as it is replayed.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -16,12 +17,12 @@ import psycopg
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.course import Course
-from kyb_backup_pipeline.engine.digest import digest_table, newest_version, read_columns
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, RestoreFailed
 from kyb_backup_pipeline.engine.manifest import Finding, Proof
 from kyb_backup_pipeline.engine.markers import check_markers
-from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, connect
-from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
+from kyb_backup_pipeline.engine.postgres import Target, connect
+from kyb_backup_pipeline.engine.progress import Reporter, silent
+from kyb_backup_pipeline.engine.reading import LOCK_TIMEOUT, read_everything
 from kyb_backup_pipeline.engine.recovery import (
     Recovered,
     Site,
@@ -36,7 +37,6 @@ from kyb_backup_pipeline.engine.recovery_plan import (
     plan_recovery,
     to_last_marker,
 )
-from kyb_backup_pipeline.engine.snapshot import list_tables
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.throwaway import throwaway_folder
 from kyb_backup_pipeline.engine.wal import format_lsn
@@ -131,66 +131,28 @@ def _prove(
         markers = check_markers(plan, recovered)
         course.findings += markers.findings
     with course.step("tables"):
-        databases, tables, rows = _read_all(recovered.target, course, report)
+        read = read_everything(recovered.target, report)
+        course.findings += read.findings
+        course.notes += read.notes
     with course.step("indexes"):
-        _check_indexes(recovered.target, databases, site, course)
+        _check_indexes(recovered.target, read.databases, site, course)
     course.figures |= {
         "markers_committed": markers.committed, "markers_open": markers.still_open,
-        "databases": len(databases), "tables": tables, "rows": rows,
+        "databases": len(read.databases), "tables": read.tables, "rows": read.rows,
     }  # fmt: skip
     course.notes.append(
         f"replay stopped at {format_lsn(recovered.position)} on timeline {plan.timeline}"
     )
     course.summary = (
         f"recovered to {plan.moment} from {plan.base.backup_id}: {markers.committed} markers before it "
-        f"are committed, {markers.still_open} behind it are not; {rows} rows in {tables} tables read to the last"
+        f"are committed, {markers.still_open} behind it are not; {read.rows} rows in {read.tables} tables read to the last"
     )
-
-
-_DATABASES = """SELECT datname, datallowconn AND datconnlimit <> -2 FROM pg_database
-    WHERE datname NOT IN ('template0', 'template1') ORDER BY 1"""
-_LOCK_TIMEOUT = "2s"
-"""A lock that a transaction held at the target is held for ever on a server that is paused there."""
-
-
-def _read_all(target: Target, course: Course, report: Reporter) -> tuple[list[str], int, int]:
-    """Read every column of every row of every database; the databases, and how much it was."""
-    with connect(target) as connection:
-        found = connection.execute(_DATABASES).fetchall()
-    databases = [name for name, open_ in found if open_]
-    if closed := [name for name, open_ in found if not open_]:
-        course.notes.append(f"not read, since they take no connections: {', '.join(closed)}")
-    locked: list[str] = []
-    count = rows = 0
-    for database in databases:
-        session = {**FIXED_SETTINGS, "lock_timeout": _LOCK_TIMEOUT}
-        with connect(target.with_database(database), session) as connection:
-            tables = [t for t in list_tables(connection) if not (t.partitioned or t.unlogged)]
-            columns = read_columns(connection)
-            version = newest_version(connection)
-            for done, table in enumerate(tables):
-                name = f"{database}.{table.label}"
-                report(Progress(step="tables", done=done, total=len(tables), unit="tables",
-                                detail=name))  # fmt: skip
-                try:
-                    content = digest_table(connection, table, columns.get(table.oid, ()), version)
-                except psycopg.errors.LockNotAvailable:
-                    locked.append(name)
-                except psycopg.Error as error:
-                    message = f"cannot be read: {str(error).splitlines()[0]}"
-                    course.findings.append(Finding(object=f"table {name}", message=message))
-                else:
-                    rows += content.rows
-            count += len(tables)
-    if locked:
-        course.notes.append(f"not read, since locked at the target: {', '.join(locked[:5])}")
-    return databases, count, rows
 
 
 _AMCHECK = "SELECT 1 FROM pg_extension WHERE extname = 'amcheck'"
 
 
-def _check_indexes(target: Target, databases: list[str], site: Site, course: Course) -> None:
+def _check_indexes(target: Target, databases: Sequence[str], site: Site, course: Course) -> None:
     """pg_amcheck, where the source has its extension: on a paused server none can be made."""
     program = site.programs.path("pg_amcheck")
     checked = 0
@@ -199,7 +161,7 @@ def _check_indexes(target: Target, databases: list[str], site: Site, course: Cou
         with connect(way) as connection:
             if connection.execute(_AMCHECK).fetchone() is None:
                 continue
-        patient = replace(way, options={**way.options, "lock_timeout": _LOCK_TIMEOUT})
+        patient = replace(way, options={**way.options, "lock_timeout": LOCK_TIMEOUT})
         try:
             process.run([program, "--no-password", database], env=patient.environment(),
                         deadline=None)  # fmt: skip

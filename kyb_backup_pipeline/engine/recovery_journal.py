@@ -1,7 +1,7 @@
-"""The journal of a restore of the database: what was done, step by step, so that anybody can go on.
+"""The journal of a restore of the database.
 
-One JSON file a restore, replaced whole and flushed before and after each step. It names databases by OID
-too: names change in a swap, OIDs do not, so after a kill it is known what was swapped, whoever looks.
+It names databases by OID too: names change in a swap, OIDs do not, so after a kill it is known what was
+swapped, whoever looks.
 
 One restore of a database at a time: a lock on a file beside the journals, for processes of one host, and
 an advisory lock in the server, for all of them.
@@ -12,111 +12,46 @@ import fcntl
 import hashlib
 import os
 import re
-import socket
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
-from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.errors import Locked, NotFound, RestoreFailed
-from kyb_backup_pipeline.engine.files import flush_folder, write_durably
-from kyb_backup_pipeline.engine.manifest import utc_now, write_json
+from kyb_backup_pipeline.engine.errors import Locked, NotFound
+from kyb_backup_pipeline.engine.journal import JournalFolder, StepJournal, journal_folder
 from kyb_backup_pipeline.engine.postgres import Target, connect
 
-_FOLDER = "database/recovery"
 _NAME = re.compile(r"restore_\d{8}_\d{6}_\d{6}\.json")
 
-State = Literal["running", "done", "failed", "swapped back", "rolled back"]
 
-
-class Step(BaseModel):
-    """One step; ``finished_at`` is None while it runs, and for ever if it was killed or failed."""
-
-    name: str
-    began_at: AwareDatetime
-    finished_at: AwareDatetime | None = None
-    detail: str = ""
-
-    @property
-    def seconds(self) -> float | None:
-        if self.finished_at is None:
-            return None
-        return (self.finished_at - self.began_at).total_seconds()
-
-
-class Journal(BaseModel):
+class Journal(StepJournal):
     """One restore. ``old_oid`` and ``new_oid`` are those of the live and of the restored database.
 
     ``kept``: the restored database did not come into place, and was left for a person to look at.
     """
 
-    model_config = ConfigDict(extra="ignore")
-
-    restore_id: str
-    backup_id: str
     host: str
     port: int
     database: str
     new_name: str
     replaced_name: str
     into: str | None = None
-    state: State = "running"
-    began_at: AwareDatetime
-    finished_at: AwareDatetime | None = None
-    process: int = 0
-    process_began: str = ""
-    machine: str = ""
-    run_id: str | None = None
     old_oid: int | None = None
     new_oid: int | None = None
     safety_backup: str | None = None
-    interruption_seconds: float | None = None
     kept: bool = False
     safety_wanted: bool = True
-    service_wanted: bool = True
     tables: tuple[str, ...] = ()
-    steps: list[Step] = []
-    notes: list[str] = []
-    error: str | None = None
-
-    def done(self, name: str) -> bool:
-        """Whether a step has come to its end."""
-        return any(step.name == name and step.finished_at is not None for step in self.steps)
-
-    def abandoned(self) -> bool:
-        """Whether it says that it runs, but its process is gone (as far as this host can tell)."""
-        if self.state != "running" or self.machine != socket.gethostname():
-            return False
-        return not process.alive(self.process) or (
-            process.started_at(self.process) != self.process_began
-        )
 
 
-class Journals:
-    """The folder of journals."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+class Journals(JournalFolder):
+    """The journals of restores of databases."""
 
     @classmethod
     def of(cls, settings: Settings) -> "Journals":
-        """Where they are: as set, else in the repository, else (a read-only one) in the user's state."""
-        if settings.recovery.journals is not None:
-            return cls(settings.recovery.journals)
-        inside = settings.repository / _FOLDER
-        nearest = inside
-        while not nearest.exists():
-            nearest = nearest.parent
-        if os.access(nearest, os.W_OK):
-            return cls(inside)
-        state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-        digest = hashlib.sha256(str(settings.repository.absolute()).encode()).hexdigest()[:12]
-        return cls(Path(state) / "kyb-backup" / f"recovery-{digest}")
+        return cls(journal_folder(settings))
 
     def begin(
         self, target: Target, backup_id: str, *, into: str | None, now: datetime, **wishes: Any
@@ -138,23 +73,6 @@ class Journals:
         self.keep(journal)
         return journal
 
-    def keep(self, journal: Journal) -> None:
-        """Write a journal, durably, as that of this process. Raises RestoreFailed."""
-        journal.process, journal.machine = os.getpid(), socket.gethostname()
-        journal.process_began = process.started_at(os.getpid())
-        path = self.folder / f"{journal.restore_id}.json"
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            write_durably(temporary, write_json(journal))
-            os.rename(temporary, path)
-            flush_folder(self.folder)
-        except OSError as error:
-            raise RestoreFailed(
-                f"the journal {path} cannot be written: {error.strerror}",
-                hint="recovery.journals names a folder that can be written",
-            ) from error
-
     def all(self, target: Target) -> list[Journal]:
         """The journals of a server, the newest first."""
         try:
@@ -170,16 +88,6 @@ class Journals:
         if not _NAME.fullmatch(path.name) or not path.exists():
             raise NotFound(f"there is no restore {restore_id!r} in {self.folder}")
         return Journal.model_validate_json(path.read_bytes())
-
-    @contextlib.contextmanager
-    def step(self, journal: Journal, name: str) -> Iterator[Step]:
-        """Write down that a step begins, and, unless it fails, that it has ended."""
-        step = Step(name=name, began_at=utc_now())
-        journal.steps.append(step)
-        self.keep(journal)
-        yield step
-        step.finished_at = utc_now()
-        self.keep(journal)
 
     @contextlib.contextmanager
     def holding(self, target: Target) -> Iterator[None]:

@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 import psycopg
 from psycopg import sql
@@ -17,6 +18,7 @@ from psycopg import sql
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database_swap import database_named, database_oid
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, Refused, RestoreFailed
+from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.postgres import Target, connect
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, maintenance
 from kyb_backup_pipeline.engine.restore import check_requirements, missing_here
@@ -116,7 +118,8 @@ def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime)
             now_bytes = connection.execute(
                 "SELECT pg_database_size(oid) FROM pg_database WHERE datname = %s", (target.dbname,)
             ).fetchone()
-            room = _room(connection, target)
+            room = server_room(connection, target)
+            log = _log_bound(connection)
             existing = {
                 n for (n,) in connection.execute("SELECT quote_ident(rolname) FROM pg_roles")
             }
@@ -132,7 +135,9 @@ def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime)
                 "AND reltuples > 0"
             ).fetchone()
     new_roles, silent_roles = _roles(source, existing)
-    needed = round(_ROOM_FACTOR * (origin.requirements.database_bytes or 3 * manifest.total_size))
+    data = origin.requirements.database_bytes or 3 * manifest.total_size
+    needed = round(_ROOM_FACTOR * data) + (data if log is None else min(data, log))
+    needed += settings.recovery.minimum_free
     if room is None:
         notes.append(
             f"the server's free space is not known here: about {needed / 2**30:.2f} GiB is needed"
@@ -249,16 +254,35 @@ def _roles(source: Source, existing: set[str]) -> tuple[tuple[str, ...], tuple[s
     return tuple(made), tuple(silent_ones)
 
 
-def _room(connection: psycopg.Connection, target: Target) -> int | None:
+def server_room(connection: psycopg.Connection, target: Target) -> int | None:
     """Bytes free where the server keeps its data, if it is this machine and this role may know."""
+    place = server_place(connection, target)
+    return None if place is None else free_bytes(place)
+
+
+def server_place(connection: psycopg.Connection, target: Target) -> Path | None:
+    """Where the server keeps its data, if it is this machine and this role may know."""
     if not _is_here(target.host):
         return None
     try:
-        row = connection.execute("SHOW data_directory").fetchone()
-        status = os.statvfs(str(row[0])) if row else None
+        (said,) = connection.execute("SHOW data_directory").fetchone() or ("",)
+        os.statvfs(said)
     except (psycopg.Error, OSError):
         return None
-    return status.f_bavail * status.f_frsize if status else None
+    return Path(said)
+
+
+def _log_bound(connection: psycopg.Connection) -> int | None:
+    """How much WAL the server lets lie; None where slots or an archiver may keep all of it.
+
+    A server that has no room left for WAL stops, and the live database with it.
+    """
+    row = connection.execute(
+        "SELECT pg_size_bytes(current_setting('max_wal_size')), current_setting('archive_mode') = 'off' "
+        "AND NOT EXISTS (SELECT FROM pg_replication_slots)"
+    ).fetchone()
+    assert row is not None
+    return int(row[0]) if row[1] else None
 
 
 def _is_here(host: str) -> bool:

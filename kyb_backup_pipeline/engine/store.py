@@ -151,12 +151,7 @@ class Repository:
                     if not place.is_dir():
                         place.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            if error.errno in NO_SPACE:
-                raise no_space(self.root, error) from error
-            raise SettingsInvalid(
-                f"the repository {self.root} cannot be made: {error.strerror}",
-                hint="set BACKUP_DIR (or repository) to a folder this user may write",
-            ) from error
+            raise _not_writable(self.root, error) from error
 
     def folder(self, kind: Kind) -> Path:
         return self.root / FOLDERS[kind]
@@ -409,7 +404,10 @@ class Repository:
         self, kind: Kind, backup_id: str, now: datetime, purpose: str | None
     ) -> Iterator[None]:
         path = self.root / _LOCKS / f"{kind}.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise _not_writable(self.root, error) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -428,6 +426,15 @@ class Repository:
             os.ftruncate(descriptor, 0)
         finally:
             os.close(descriptor)
+
+
+def _not_writable(root: Path, error: OSError) -> KybError:
+    if error.errno in NO_SPACE:
+        return no_space(root, error)
+    return SettingsInvalid(
+        f"the repository {root} cannot be written: {error.strerror}",
+        hint="set BACKUP_DIR (or repository) to a folder this user may write",
+    )
 
 
 def _holder(descriptor: int) -> str:

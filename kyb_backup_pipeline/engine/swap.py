@@ -10,8 +10,6 @@ repair took out of place, in ``.kyb-undone-<id>/``. A person removes them.
 """
 
 import contextlib
-import ctypes
-import errno
 import fcntl
 import json
 import logging
@@ -25,16 +23,13 @@ from pathlib import Path
 
 from kyb_backup_pipeline.engine.errors import Locked, RestoreFailed
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
+from kyb_backup_pipeline.engine.renames import exchange, inode, inode_of, move
 from kyb_backup_pipeline.engine.tree import Selection, shown
 
 _log = logging.getLogger(__name__)
 
 WORKING, REPLACED, UNDONE = ".kyb-restore-", ".kyb-replaced-", ".kyb-undone-"
 _JOURNAL = "journal.json"
-_EXCHANGE = 2
-_NO_REPLACE = 1
-_AT_FDCWD = -100
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,7 @@ def plan_units(work: Work, wholes: list[str], singles: list[str]) -> list[Unit]:
     units = []
     for path in (*wholes, *singles):
         new = os.lstat(work.new / path)
-        units.append(Unit(path, _inode(new), _inode_of(work.base / path)))
+        units.append(Unit(path, inode(new), inode_of(work.base / path)))
     return units
 
 
@@ -210,10 +205,10 @@ def swap(work: Work, units: list[Unit]) -> None:
             if not _make_parents(work.new, work.base, unit.path):
                 raise RestoreFailed(f"{shown(str(target.parent))} is no folder of {work.base} now",
                                     hint="unpack the backup with --into and copy what you need")  # fmt: skip
-            if _inode_of(target) != unit.old:
+            if inode_of(target) != unit.old:
                 raise RestoreFailed(f"{shown(str(target))} was changed by somebody else meanwhile")
             if unit.old is None:
-                _move(work.new / unit.path, target, _NO_REPLACE)
+                _move(work.new / unit.path, target)
             else:
                 _exchange(work, unit)
             flush_folder(target.parent)
@@ -241,14 +236,14 @@ def undo(work: Work) -> bool:
         if not _inside(target.parent, work.base):
             continue
         try:
-            here = _inode_of(target)
+            here = inode_of(target)
             swapped |= here == unit.new
-            if unit.old is not None and here != unit.old and _inode_of(aside) == unit.old:
+            if unit.old is not None and here != unit.old and inode_of(aside) == unit.old:
                 if here == unit.new:
-                    _move(target, work.new / unit.path, _NO_REPLACE)
-                _move(aside, target, _NO_REPLACE)
+                    _move(target, work.new / unit.path)
+                _move(aside, target)
             elif here == unit.new and unit.old is None:
-                _move(target, work.new / unit.path, _NO_REPLACE)
+                _move(target, work.new / unit.path)
             elif here == unit.new:
                 _exchange(work, unit)
             if target.parent.is_dir():
@@ -302,21 +297,17 @@ def _exchange(work: Work, unit: Unit) -> None:
     """Swap the unit in place with the one in ``new``."""
     target, new = work.base / unit.path, work.new / unit.path
     with _movable(target), _movable(new):
-        try:
-            _rename(new, target, _EXCHANGE)
+        if exchange(new, target):
             return
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-                raise
     aside = work.aside / unit.path
     aside.parent.mkdir(parents=True, exist_ok=True)
-    _move(target, aside, _NO_REPLACE)
-    _move(new, target, _NO_REPLACE)
+    _move(target, aside)
+    _move(new, target)
 
 
-def _move(source: Path, target: Path, flags: int) -> None:
+def _move(source: Path, target: Path) -> None:
     with _movable(source):
-        _rename(source, target, flags)
+        move(source, target)
 
 
 @contextlib.contextmanager
@@ -337,17 +328,6 @@ def _movable(path: Path) -> Iterator[None]:
         if closed:
             os.fchmod(descriptor, mode)
         os.close(descriptor)
-
-
-def _rename(source: Path, target: Path, flags: int) -> None:
-    if not hasattr(_libc, "renameat2"):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if _libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) != 0:
-        number = ctypes.get_errno()
-        if flags == _NO_REPLACE and number in (errno.EINVAL, errno.ENOSYS):
-            os.rename(source, target)  # nobody else works here: we looked, and hold the lock
-            return
-        raise OSError(number, os.strerror(number))
 
 
 def _make_parents(like: Path, base: Path, path: str) -> bool:
@@ -387,14 +367,3 @@ def _clone(source: Path, destination: Path) -> None:
 def _inside(folder: Path, base: Path) -> bool:
     real = os.path.realpath(folder)
     return real == str(base) or real.startswith(f"{base}/")
-
-
-def _inode(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _inode_of(path: Path) -> tuple[int, int] | None:
-    try:
-        return _inode(path.lstat())
-    except (FileNotFoundError, NotADirectoryError):
-        return None

@@ -1,0 +1,163 @@
+"""``kyb-backup restore point-in-time``: the whole cluster as it was at a moment."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kyb_backup_pipeline.cli.restore_database import confirm
+from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.engine.cluster_journal import ClusterJournal
+from kyb_backup_pipeline.engine.cluster_restore import (
+    ClusterRestore,
+    ClusterWish,
+    look_over,
+    plan_of,
+    prepare,
+    switch_by_hand,
+)
+from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.errors import Refused
+from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
+
+
+@click.command(
+    name="point-in-time",
+    epilog="""\b
+Examples:
+  kyb-backup restore point-in-time --at latest --into /var/lib/postgresql/18/recovered --dry-run
+  kyb-backup restore point-in-time --at "2026-01-31 14:55:00+00:00" --into /srv/recovered
+  kyb-backup restore point-in-time --at 0/3000028 --into /srv/recovered
+  kyb-backup restore point-in-time --at "2026-01-31 14:55:00+00:00" --switch""",
+)
+@click.option("--at", required=True, metavar="TIME|LSN|latest", help="A time without zone is UTC.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    help="The data folder to make; it must not exist. With --switch: beside the live one.",
+)
+@click.option("--timeline", type=int, help="Which one, where a promotion left two.")
+@click.option("--switch", is_flag=True, help="Put it in the place of the running server's folder.")
+@click.option("--without-last-wal", is_flag=True,
+              help="With --switch and latest: do not bring in the last of the log.")  # fmt: skip
+@click.option("--without-service", is_flag=True, help="Do not stop and start the service.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print plan and journal as JSON.")
+@with_session
+def point_in_time(
+    session: Session,
+    at: str,
+    into: Path | None,
+    timeline: int | None,
+    switch: bool,
+    without_last_wal: bool,
+    without_service: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Recover the whole cluster, as it was at a moment, into a new data folder.
+
+    Unpacks the newest base backup that leads there, replays the WAL up to the moment, looks for the
+    markers that must be there and must not, reads every row, and stops the server. The running server and
+    existing folders are not touched. A moment outside of what the repository covers is refused (exit 12).
+
+    With --switch the recovered folder then takes the place of the running server's: service and server
+    are stopped, the folders change names, both are started again, and what does not come up is put
+    back. The old folder stays beside. For "latest" the service is stopped first, and the last of the log
+    is brought in.
+    """
+    settings = session.settings()
+    wish = ClusterWish(at=at, timeline=timeline, into=into, switch=switch,
+                       last_wal=not without_last_wal, service=not without_service)  # fmt: skip
+    journal = prepare(settings, wish, utc_now())
+    look_over(settings, journal)
+    plan = plan_of(settings, journal)
+    if dry_run or not as_json:
+        _show(settings, plan, journal, as_json)
+    if dry_run:
+        return
+    if switch and not yes:
+        confirm(settings.database.name)
+    elif (
+        sys.stdin.isatty()
+        and not yes
+        and not click.confirm(f"Recover into {journal.into}?", err=True)
+    ):
+        raise Refused("not confirmed: nothing was done")
+    with session.reporting() as report:
+        restore = ClusterRestore.begin(settings, wish, now=utc_now(), report=report)
+        for name in restore.steps:
+            if not as_json:
+                click.echo(f"• {name}", nl=False)
+            step = restore.step(name)
+            if not as_json:
+                click.echo(f"  {step.seconds or 0:.1f} s  {step.detail}")
+        restore.finish()
+    _tell(settings, plan, restore, as_json)
+
+
+def _show(settings: Settings, plan: RecoveryPlan, journal: ClusterJournal, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(_document(plan, journal), indent=2))
+        return
+    base = plan.base
+    click.echo(f"target        {plan.moment}")
+    click.echo(f"base backup   {base.backup_id}, {size(base.uncompressed_size or 0)} unpacked")
+    click.echo(f"WAL           up to {len(plan.segments)} segments, timeline {plan.timeline}")
+    click.echo(f"covered       {plan.coverage}")
+    click.echo(f"into          {journal.into}")
+    if journal.live is not None:
+        click.echo(f"then in place of {journal.live}, which stays as {journal.replaced}")
+        click.echo("by            " + "\n              ".join(switch_by_hand(settings, journal)))
+
+
+def _document(plan: RecoveryPlan, journal: ClusterJournal) -> dict[str, Any]:
+    return {
+        "target": str(plan.moment),
+        "base": plan.base.backup_id,
+        "segments": len(plan.segments),
+        "timeline": plan.timeline,
+        "covered_from": plan.coverage.since.isoformat(),
+        "covered_to": plan.coverage.until.isoformat(),
+        "into": journal.into,
+        "in_place_of": journal.live,
+    }
+
+
+def _tell(settings: Settings, plan: RecoveryPlan, restore: ClusterRestore, as_json: bool) -> None:
+    journal, outcome = restore.journal, restore.outcome
+    assert outcome is not None
+    if as_json:
+        document = _document(plan, journal) | {
+            "position": outcome.position,
+            "seconds": round(outcome.seconds, 3),
+            "markers_committed": outcome.markers.committed,
+            "rows": outcome.read.rows,
+            "journal": journal.model_dump(mode="json", exclude_none=True),
+        }
+        click.echo(json.dumps(document, indent=2))
+        return
+    click.echo(
+        f"recovered to {outcome.position} in {outcome.seconds:.1f} s; "
+        f"{outcome.markers.committed} markers before it are committed"
+    )
+    for note in journal.notes:
+        click.echo(f"note: {note}")
+    if journal.live is not None:
+        seconds = journal.interruption_seconds or 0
+        click.echo(f"{journal.live} is the recovered cluster; interrupted for {seconds:.1f} s")
+        if journal.old_inode is not None:
+            click.echo(f"the old folder is {journal.replaced}: remove it when all is well")
+        return
+    aside = outcome.folder / "postgresql.auto.conf.of_source"
+    if aside.exists():
+        click.echo(f"what ALTER SYSTEM had set on the source is in {aside}: look before you use it")
+    click.echo(f"start it with PostgreSQL {outcome.major}: pg_ctl -D {outcome.folder} start")
+    click.echo("or in the place of the running one:")
+    for line in switch_by_hand(settings, journal):
+        click.echo(f"  {line}")
