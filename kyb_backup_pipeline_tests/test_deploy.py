@@ -1,11 +1,23 @@
 """The systemd units: read by systemd itself, and the workspace that they hand to Dagster."""
 
+import os
 import re
+import shutil
+import socket
 import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+
+from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.store import Repository
+from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
+from kyb_backup_pipeline_tests.conftest import create_database, settings_file
+from kyb_backup_pipeline_tests.running import wait_until
+from kyb_backup_pipeline_tests.test_sandbox import LAUNCH, RUN, ask
 
 _DEPLOY = Path(__file__).parent.parent / "deploy"
 _UNITS = sorted(_DEPLOY.glob("*.service"))
@@ -45,3 +57,69 @@ def test_the_programs_are_those_that_are_installed_and_listen_on_loopback_only()
     (server,) = (entry["grpc_server"] for entry in workspace["load_from"])
     assert f"-p {server['port']}" in programs["dagster"]
     assert server["location_name"] == "kyb_backup_pipeline"
+
+
+def test_the_three_run_together_and_a_backup_is_launched_through_them(
+    server: Cluster, settings: Settings, place: Path, tmp_path: Path
+) -> None:
+    """With the very commands and files of the deployment, but for ports and folders."""
+    storage = f"dagster_{os.getpid()}"
+    create_database(server.target(), storage)
+    home = place / "dagster_home"
+    home.mkdir()
+    shutil.copy(_DEPLOY.parent / "dagster.yaml", home)
+    code, ui = free_port(), free_port()
+    workspace = tmp_path / "workspace.yaml"
+    workspace.write_text((_DEPLOY / "workspace.yaml").read_text().replace("4266", str(code)))
+    target = server.target(storage)
+    (variables,) = [
+        dict(re.findall(r"^([A-Z_]+)=(.*)$", (_DEPLOY / "dagster.env.example").read_text(), re.M))
+    ]
+    assert set(variables) == {"DAGSTER_HOME", "DAGSTER_POSTGRES_URL", "KYB_CONFIG"}
+    environment = {
+        "PATH": "/usr/bin:/bin", "HOME": str(home), "DAGSTER_HOME": str(home),
+        "DAGSTER_POSTGRES_URL": f"postgresql+psycopg2://{target.user}@/{storage}?host={target.host}&port={target.port}",
+        "KYB_CONFIG": str(settings_file(settings, tmp_path / "kyb_backup.toml")),
+    }  # fmt: skip
+    running = []
+    try:
+        for unit in ("kyb-dagster-code", "kyb-dagster-daemon", "kyb-dagster-webserver"):
+            (line,) = re.findall(
+                r"^ExecStart=(.*)$", (_DEPLOY / f"{unit}.service").read_text(), re.M
+            )
+            program, *arguments = line.split()
+            argv = [str(Path(sys.executable).with_name(Path(program).name))]
+            ours = {"4266": str(code), "3000": str(ui), "/etc/kyb/workspace.yaml": str(workspace)}
+            argv += [ours.get(word, word) for word in arguments]
+            with open(tmp_path / f"{unit}.log", "wb") as log:
+                running.append(subprocess.Popen(argv, env=environment, stdout=log, stderr=log,
+                                                cwd=home, start_new_session=True))  # fmt: skip
+            if unit == "kyb-dagster-code":
+                wait_until(partial(_listens, code), "the code server listens", 60)
+        wait_until(partial(_listens, ui), "the UI listens", 60)
+        selector = {"repositoryLocationName": "kyb_backup_pipeline", "repositoryName": "__repository__",
+                    "jobName": "full_backup_job"}  # fmt: skip
+        tags = [{"key": "dagster/partition", "value": "by_the_units"}]
+        params = {"selector": selector, "executionMetadata": {"tags": tags}}
+        launched = ask(ui, LAUNCH, params=params)["launchRun"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+
+        def status() -> str:
+            return str(ask(ui, RUN, id=launched["run"]["runId"])["runOrError"]["status"])
+
+        wait_until(lambda: status() in ("SUCCESS", "FAILURE", "CANCELED"), "the run ends", 180)
+        assert status() == "SUCCESS"
+        records = Repository(settings.repository).records.latest("by_the_units")
+        assert {name: proof.verdict for name, proof in records.items()} == {
+            "verification": "passed", "restore_test": "passed",
+        }  # fmt: skip
+    finally:
+        for each in reversed(running):
+            each.terminate()  # as systemd does: to the main process
+        for each in running:
+            each.wait(60)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -6,10 +6,12 @@ given the repository and the settings, and what comes back equals the evidence.
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,11 @@ from kyb_backup_pipeline.engine.evidence import (
     read_evidence,
     take_evidence_parallel,
 )
+from kyb_backup_pipeline.engine.full_backup import take_full_backup
+from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import connect
 from kyb_backup_pipeline.engine.progress import silent
+from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.sandbox import sample_data
 from kyb_backup_pipeline.sandbox.cluster import Cluster
@@ -117,3 +122,43 @@ def test_everything_comes_back_by_the_command_line_alone(
         assert BASE.listed(fresh) == {"base_1", "base_2"}
         assert INCREMENTAL.listed(fresh) == {"incr_1", "incr_2"}
     assert cli.run("verify", "--all").returncode == 0
+
+
+@pytest.mark.parametrize("passwords", [True, False])
+def test_a_bare_machine_needs_the_repository_and_the_settings_alone(
+    place: Path, tmp_path: Path, drills: Path, passwords: bool
+) -> None:
+    """Roles come first, with their passwords where those could be read; the others are named."""
+    password = "not a real one"
+    with running_cluster(place, 18) as old:
+        statements = [f"CREATE ROLE owner LOGIN PASSWORD '{password}'", f"CREATE DATABASE {_NAME} OWNER owner",
+                      "CREATE ROLE reader LOGIN PASSWORD 'another'", "GRANT reader TO owner",
+                      "CREATE ROLE dumper LOGIN"]  # fmt: skip
+        for statement in statements:
+            execute(old.target(), statement)
+        with connect(old.target(_NAME)) as connection:
+            connection.execute("CREATE TABLE users AS SELECT generate_series(1, 100) AS n")
+            connection.execute("ALTER TABLE users OWNER TO owner")
+            connection.execute("GRANT SELECT ON users TO reader, dumper")
+        settings = settings_for(old.target(_NAME), tmp_path / "backups", drills,
+                                **({} if passwords else {"DB_USER": "dumper"}))  # fmt: skip
+        take_full_backup(settings, Request(backup_id="good"), now=utc_now())
+    with running_cluster(place, 18) as new:
+        settings = settings_for(new.target(_NAME), tmp_path / "backups", drills)
+        file = settings_file(settings, tmp_path / "kyb_backup.toml")
+        file.write_text(file.read_text() + "[application]\nstop_command = []\nstart_command = []\n")
+        run = Cli(file).run("restore", "database", "good", "--yes")
+        assert run.returncode == 0, run.stderr
+        assert execute(new.target(_NAME), "SELECT count(*) FROM users") == [(100,)]
+        owners = "SELECT tableowner, has_table_privilege('reader', 'users', 'SELECT') FROM pg_tables WHERE tablename = 'users'"
+        assert execute(new.target(_NAME), owners) == [("owner", True)]
+        assert execute(new.target(), "SELECT pg_has_role('owner', 'reader', 'MEMBER')") == [(True,)]
+        set_passwords = re.findall(r"^set a password: ALTER ROLE (\w+) PASSWORD", run.stdout, re.M)
+        login = replace(new.target(_NAME), host="127.0.0.1", user="owner", password=password)
+        if passwords:
+            assert set_passwords == []
+            connect(login).close()
+        else:
+            assert {"owner", "reader"} <= set(set_passwords)
+            with pytest.raises(DatabaseUnreachable):
+                connect(login)

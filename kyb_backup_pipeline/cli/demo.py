@@ -1,6 +1,7 @@
 """``kyb-backup demo``: the whole promise on a sample platform, through Dagster."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from kyb_backup_pipeline.cli.session import sandbox_folder, size
 from kyb_backup_pipeline.engine import config, process
 from kyb_backup_pipeline.engine.errors import ProofFailed
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
+from kyb_backup_pipeline.engine.postgres import connect
+from kyb_backup_pipeline.engine.recovery_journal import Journal
 from kyb_backup_pipeline.engine.store import Repository, new_id
-from kyb_backup_pipeline.sandbox.place import Place, find_place
+from kyb_backup_pipeline.sandbox.place import DATABASE, Place, find_place
 from kyb_backup_pipeline.sandbox.services import (
     DEFINITIONS,
     dagster_environment,
@@ -41,7 +44,8 @@ Examples:
 )
 @sandbox_folder
 def command(folder: Path | None) -> None:
-    """Make a sample platform, then back it up, verify, restore and compare it through Dagster.
+    """Make a sample platform, then back it up, verify, restore and compare it through Dagster; then drop its
+    database, and bring it back by the command line alone.
 
     Leaves the sandbox under .kyb with its services running ("down" stops them) and can be run again:
     each run proves a new backup.
@@ -53,6 +57,7 @@ def command(folder: Path | None) -> None:
     _run(place, "verify_all_backups")
     proved = _report(place, full) & _report_point_in_time(place, base, increment)
     proved &= _report_files(place, state) & _report_files(place, archive)
+    proved &= _disaster(place, full)
     click.echo(f"\n{time.monotonic() - began:.0f} s in all. Look at it in the UI: make up")
     click.echo(f"On the command line: kyb-backup --config {place.settings_file} list")
     if not proved:
@@ -179,6 +184,28 @@ def _report_files(place: Place, backup_id: str) -> bool:
     for title, said, how in rows:
         click.echo(f"  {title:<14} {said:<34} {how}".rstrip())
     return proof is not None and proof.verdict == "passed"
+
+
+def _disaster(place: Place, backup_id: str) -> bool:
+    """DROP DATABASE, and the way back by the command line, as a person would go it at 3 a.m."""
+    with connect(place.platform.target()) as connection:
+        connection.execute(f'DROP DATABASE "{DATABASE}" WITH (FORCE)')
+    argv: list[str | Path] = [sys.executable, "-m", "kyb_backup_pipeline", "--config", place.settings_file,
+                              "restore", "database", backup_id, "--yes", "--json"]  # fmt: skip
+    click.echo(f"\nDROP DATABASE {DATABASE}")
+    try:
+        printed = process.run(argv, deadline=_JOB_DEADLINE, cwd=place.project).stdout
+    except process.ProcessFailed as error:
+        click.echo(f"  not recovered  {error.message}", err=True)
+        return False
+    journal = Journal.model_validate_json(printed)
+    ended = journal.finished_at or journal.began_at
+    compared = next(step.detail for step in journal.steps if step.name == "compare")
+    click.echo(f"  {'recovered':<14} {compared:<34}")
+    click.echo(
+        f"  {'in':<14} {(ended - journal.began_at).total_seconds():.1f} s, by the command line alone"
+    )
+    return journal.state == "done"
 
 
 def _verdict(proof: Proof | None) -> str:

@@ -240,18 +240,23 @@ def _check_rights(connection: psycopg.Connection, target: Target, wish: Wish) ->
 
 
 def _roles(source: Source, existing: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Roles that would be made, and those of them that log in but have no recorded password."""
+    """Roles that would be made, and those of them that log in but whose password was not recorded.
+
+    Where others' were, a role without one had none (it comes in by its certificate, or as a peer).
+    """
     text, _ = globals_of(source)
+    recorded = False
     made, silent_ones = [], []
     for statement in statements(text):
         if match := re.fullmatch(r'CREATE ROLE ("(?:[^"]|"")+"|\w+)', statement):
             if match[1] not in existing:
                 made.append(match[1])
         elif match := re.match(r'ALTER ROLE ("(?:[^"]|"")+"|\w+) WITH ', statement):
-            logs_in = re.search(r"\bLOGIN\b", statement) and " PASSWORD " not in statement
-            if match[1] in made and logs_in:
+            has_one = " PASSWORD '" in statement
+            recorded |= has_one
+            if match[1] in made and re.search(r"\bLOGIN\b", statement) and not has_one:
                 silent_ones.append(match[1])
-    return tuple(made), tuple(silent_ones)
+    return tuple(made), () if recorded else tuple(silent_ones)
 
 
 def server_room(connection: psycopg.Connection, target: Target) -> int | None:
