@@ -22,6 +22,7 @@ from kyb_backup_pipeline.engine.errors import KybError
 
 VERBS: Mapping[str, tuple[str, str]] = {
     "check": ("check", "Look whether backups and restore tests can work here."),
+    "status": ("status", "Show how the backups stand: newest, proved, recovery point and time."),
     "backup": ("backup", "Take a backup now."),
     "list": ("list", "Show what backups there are and how far they are proved."),
     "show": ("show", "Show one backup with all its records."),

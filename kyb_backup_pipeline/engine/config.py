@@ -199,6 +199,29 @@ class RetentionSettings(_Section):
     configuration_days: int = Field(90, ge=1)
 
 
+class HealthSettings(_Section):
+    """When something is wrong. Ages in hours, 0 for what is not watched; sizes in bytes.
+
+    ``smaller``, ``larger`` and ``slower`` are shares of the median of up to seven earlier backups;
+    ``days_until_full`` at the growth of the last week.
+    """
+
+    full_max_age: float = Field(25, ge=0)
+    base_max_age: float = Field(8 * 24, ge=0)
+    incremental_max_age: float = Field(7, ge=0)
+    configuration_max_age: float = Field(25, ge=0)
+    application_state_max_age: float = Field(168, ge=0)
+    verified_max_age: float = Field(49, ge=0)
+    restore_tested_max_age: float = Field(49, ge=0)
+    point_in_time_tested_max_age: float = Field(32 * 24, ge=0)
+    smaller: float = Field(0.5, ge=0, lt=1)
+    larger: float = Field(3, gt=1)
+    slower: float = Field(4, gt=1)
+    slot_lag: int = Field(2 * 1024**3, ge=0)
+    days_until_full: float = Field(14, ge=0)
+    schedule_grace: Seconds = 3 * 3600
+
+
 class ScheduleSettings(_Section):
     """Cron lines, all in UTC."""
 
@@ -226,6 +249,7 @@ class Settings(_Section):
     configuration: ConfigurationSettings = ConfigurationSettings()
     recovery: RecoverySettings = RecoverySettings()
     retention: RetentionSettings = RetentionSettings()
+    health: HealthSettings = HealthSettings()
     schedules: ScheduleSettings = ScheduleSettings()
 
 

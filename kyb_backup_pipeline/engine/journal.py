@@ -133,3 +133,13 @@ def journal_folder(settings: Settings) -> Path:
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     digest = hashlib.sha256(str(settings.repository.absolute()).encode()).hexdigest()[:12]
     return Path(state) / "kyb-backup" / f"recovery-{digest}"
+
+
+def all_journals(settings: Settings) -> list[StepJournal]:
+    """Every restore that was written down, of whatever kind; what cannot be read is left out."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(journal_folder(settings).glob("*.json")):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(StepJournal.model_validate_json(path.read_bytes()))
+    return found

@@ -23,7 +23,7 @@ from kyb_backup_pipeline.engine.errors import (
     ProofFailed,
     Refused,
 )
-from kyb_backup_pipeline.engine.manifest import Kind, Manifest
+from kyb_backup_pipeline.engine.manifest import Manifest
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.wal import (
     History,
@@ -182,19 +182,30 @@ def to_last_marker(plan: RecoveryPlan) -> RecoveryPlan:
 
 def coverages(repository: Repository) -> list[Coverage]:
     """What the repository covers: by base backup, the newest first, and of each the latest timeline first."""
-    store = repository.wal
-    names = {timeline: set(store.names(timeline)) for timeline in store.timelines()}
-    increments = _by_log(repository, "incremental")
-    return [
-        coverage
-        for base in reversed(_by_log(repository, "base"))
-        for coverage in _of_base(base, increments, store, names)
-    ]
+    bases, increments = repository.backups(("base",)), repository.backups(("incremental",))
+    return coverages_of(bases, increments, repository.wal)
 
 
-def _by_log(repository: Repository, kind: Kind) -> list[Backup]:
-    """The backups of a kind that can be read, in the order of the log; clusters one after the other."""
-    backups = [b for b in repository.backups((kind,)) if b.manifest and b.manifest.wal]
+def coverages_of(
+    bases: Iterable[Backup], increments: Iterable[Backup], store: WalStore, *, newest: bool = False
+) -> list[Coverage]:
+    """The same of backups that were read already, the newest first; of the ``newest`` base only."""
+    path = _by_log(increments)
+    wanted = _by_log(bases)[-1:] if newest else _by_log(bases)[::-1]
+    since = _first_segment(wanted[0]) if newest and wanted else ""
+    names = {timeline: store.listing(timeline, since) for timeline in store.timelines()}
+    return [coverage for base in wanted for coverage in _of_base(base, path, store, names)]
+
+
+def _first_segment(base: Backup) -> str:
+    wal = base.require_manifest().require_wal()
+    start = parse_lsn(wal.start_lsn)
+    return next(iter(History(wal.timeline).segments(start, start + 1, wal.segment_bytes))).name
+
+
+def _by_log(backups: Iterable[Backup]) -> list[Backup]:
+    """Those that can be read, in the order of the log; clusters one after the other."""
+    backups = [b for b in backups if b.manifest and b.manifest.wal]
     clusters = [b.require_manifest().require_wal().system_identifier for b in backups]
 
     def order(backup: Backup) -> tuple[int, int, int]:

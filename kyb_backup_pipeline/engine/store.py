@@ -25,6 +25,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from kyb_backup_pipeline.engine import legacy
+from kyb_backup_pipeline.engine.attempts import Attempts
 from kyb_backup_pipeline.engine.errors import (
     CouldNotVerify,
     InvalidRequest,
@@ -42,6 +43,7 @@ from kyb_backup_pipeline.engine.manifest import (
     Manifest,
     UnreadableManifest,
     parse_manifest,
+    utc_now,
     write_json,
 )
 from kyb_backup_pipeline.engine.records import ProofRecords
@@ -177,7 +179,7 @@ class Repository:
         return {
             backup_id
             for backup_id in found
-            if (backup := self._read(kind, self.folder(kind) / backup_id)) and backup.kind == kind
+            if (backup := self.read(kind, self.folder(kind) / backup_id)) and backup.kind == kind
         }
 
     def backups(self, kinds: Iterable[Kind] = ("full",)) -> list[Backup]:
@@ -186,8 +188,8 @@ class Repository:
         found = [
             backup
             for kind in {FOLDERS[kind]: kind for kind in reversed(wanted)}.values()
-            for folder in self._entries(kind)
-            if (backup := self._read(kind, folder)) is not None and backup.kind in wanted
+            for folder in self.entries(kind)
+            if (backup := self.read(kind, folder)) is not None and backup.kind in wanted
         ]
         return sorted(
             found,
@@ -202,11 +204,11 @@ class Repository:
             folder = self.root / place / backup_id
             if kind == "configuration" and not _is_folder(folder):
                 folder = folder.with_name(backup_id + legacy.ENCRYPTED)
-                if folder.is_file() and (backup := self._read(kind, folder)):
+                if folder.is_file() and (backup := self.read(kind, folder)):
                     return backup
                 continue
             if _is_folder(folder):
-                backup = self._read(kind, folder)
+                backup = self.read(kind, folder)
                 return backup or Backup(
                     backup_id=backup_id,
                     kind=kind,
@@ -253,7 +255,7 @@ class Repository:
     ) -> Iterator[Staging]:
         """Hold the writer's lock of a kind and hand out a fresh folder for ``backup_id``.
 
-        On leaving without ``publish`` the folder is removed. What killed runs left is swept when it
+        On leaving without ``publish`` the folder is removed, and the failure written down. What killed runs left is swept when it
         is older than 24 h. ``purpose`` is told to whoever finds the lock taken. Raises InvalidRequest
         for a bad id or one in use, Locked.
         """
@@ -272,9 +274,13 @@ class Repository:
             staging = Staging(backup_id, folder, self.folder(kind) / backup_id)
             try:
                 yield staging
-            except OSError as error:
-                if error.errno in NO_SPACE:
-                    raise no_space(folder, error) from error
+            except BaseException as error:
+                told = error
+                if isinstance(error, OSError) and error.errno in NO_SPACE:
+                    told = no_space(folder, error)
+                Attempts(self.root).keep(kind, backup_id, told, utc_now())
+                if told is not error:
+                    raise told from error
                 raise
             finally:
                 if not staging.published:
@@ -333,7 +339,8 @@ class Repository:
         """What was kept of the proofs."""
         return ProofRecords(self.root / _PROOFS)
 
-    def _entries(self, kind: Kind) -> list[Path]:
+    def entries(self, kind: Kind) -> list[Path]:
+        """What lies in the folder of a kind and may be a backup: folders, and old encrypted files."""
         folders = [folder for folder in _folders(self.folder(kind)) if _ID.fullmatch(folder.name)]
         return folders + [path for path in self._legacy_entries(kind) if not path.is_dir()]
 
@@ -348,7 +355,8 @@ class Repository:
                     if _ID.fullmatch(path.name.removesuffix(legacy.ENCRYPTED)) and path.is_file()]  # fmt: skip
         return []
 
-    def _read(self, kind: Kind, folder: Path) -> Backup | None:
+    def read(self, kind: Kind, folder: Path) -> Backup | None:
+        """The backup in one of ``entries``; None where it is none. Another kind may share the folder."""
         path = folder / MANIFEST
         try:
             manifest = parse_manifest(path.read_bytes(), where=str(path))

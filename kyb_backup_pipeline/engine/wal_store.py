@@ -73,6 +73,26 @@ class WalStore:
                     found[name] = Stored(name, sha256, Path(entry.path), size)
         return found
 
+    def listing(self, timeline: int, since: str = "") -> set[str]:
+        """The names of all segments of a timeline, without looking at each; those from ``since`` on, which
+        is a segment's name of whatever timeline.
+        """
+        behind = since[8:]
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder(timeline)) as entries:
+            return {
+                match[1]
+                for entry in entries
+                if entry.name[8:24] >= behind and (match := _FILE.fullmatch(entry.name))
+            }
+        return set()
+
+    def changed(self, timeline: int) -> int:
+        """What is another whenever a file of a timeline has come or gone."""
+        try:
+            return self._folder(timeline).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     def timelines(self) -> list[int]:
         """The timelines of which there is anything."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:
@@ -166,7 +186,7 @@ class WalStore:
 
     def history(self, timeline: int) -> str:
         """The text of a timeline's history file; empty if it is not there. Raises WalDamaged."""
-        stored = self.find(history_name(timeline))
+        stored = self.find(history_name(timeline)) if timeline > 1 else None  # the first has none
         if stored is None:
             return ""
         try:

@@ -1,0 +1,133 @@
+"""``kyb-backup status``: how the backups stand, for eyes and for cron."""
+
+import json
+import sys
+from datetime import datetime
+from typing import Any
+
+import click
+
+from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.engine.errors import ProofFailed
+from kyb_backup_pipeline.engine.health import Health, KindHealth, lasting, look_at
+from kyb_backup_pipeline.engine.inventory import Fact, Inventory
+from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.store import Repository
+from kyb_backup_pipeline.engine.trouble import Severity
+
+_COLOURS: dict[Severity, str] = {"critical": "red", "warning": "yellow", "info": "blue"}
+
+
+@click.command(
+    name="status",
+    epilog="""\b
+Examples:
+  kyb-backup status
+  kyb-backup status --json | jq '.troubles[] | .title'""",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@with_session
+def command(session: Session, as_json: bool) -> None:
+    """Show how the backups stand, from the repository alone: no Dagster, no database.
+
+    Of each kind the newest, its age against its limit, the newest that was verified and restore-tested;
+    the moment that can be recovered to, and how long that takes; room; and what is wrong. Exits with 6 if
+    something is wrong, so that cron can use it.
+    """
+    settings = session.settings()
+    health = look_at(settings, Inventory(Repository(settings.repository)), now=utc_now())
+    if as_json:
+        click.echo(json.dumps(document(health), indent=2))
+    else:
+        _show(health)
+    if not health.well:
+        sys.exit(ProofFailed.exit_code)
+
+
+def document(health: Health) -> dict[str, Any]:
+    """The whole of it, for machines. Times in ISO 8601, ages in seconds, sizes in bytes."""
+    return {
+        "at": health.at.isoformat(),
+        "well": health.well,
+        "kinds": {kind: _kind_document(one) for kind, one in health.kinds.items()},
+        "recovery_point": health.recovery_point.isoformat() if health.recovery_point else None,
+        "recovery_time_seconds": health.recovery_time,
+        "slot_lag_bytes": health.slot_lag,
+        "space": {
+            "free_bytes": health.space.free,
+            "total_bytes": health.space.total,
+            "backups_bytes": health.space.used_by_backups,
+            "growth_bytes_per_day": round(health.space.growth),
+            "days_until_full": health.space.days_until_full,
+        },
+        "troubles": [
+            {"key": t.key, "severity": t.severity, "title": t.title, "text": t.text, "hint": t.hint,
+             "backup": t.backup_id}
+            for t in health.troubles
+        ],
+    }  # fmt: skip
+
+
+def _kind_document(one: KindHealth) -> dict[str, Any]:
+    return {
+        "count": one.count,
+        "bytes": one.size,
+        "newest": one.newest.backup_id if one.newest else None,
+        "age_seconds": round(one.age.total_seconds()) if one.age else None,
+        "limit_seconds": round(one.limit.total_seconds()) if one.limit else None,
+        "stale": one.stale,
+        "verified": one.verified.backup_id if one.verified else None,
+        "restore_tested": one.restore_tested.backup_id if one.restore_tested else None,
+        "last_failure": one.failure.at.isoformat() if one.failure else None,
+    }
+
+
+def _show(health: Health) -> None:
+    rows = [("KIND", "NEWEST", "AGE", "VERIFIED", "RESTORE-TESTED")]
+    for kind, one in health.kinds.items():
+        rows.append((kind.replace("_", " "), _id(one.newest), _age(one), _same(one.verified, one),
+                     _same(one.restore_tested, one)))  # fmt: skip
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        click.secho("  ".join(cells).rstrip(), bold=number == 0)
+    click.echo()
+    if health.recovery_point is not None:
+        ago = lasting(health.at - health.recovery_point)
+        click.echo(f"recovery point  {_time(health.recovery_point)}, {ago} ago")
+    if health.recovery_time is not None:
+        click.echo(f"recovery time   {health.recovery_time:.1f} s, in the last restore test")
+    if health.space.total:
+        days = health.space.days_until_full
+        until = f", full in {days:.0f} days at the growth of the last week" if days else ""
+        click.echo(f"room            {size(health.space.free)} free{until}")
+    for trouble in health.troubles:
+        click.secho(f"\n{trouble.severity:<9}", fg=_COLOURS[trouble.severity], nl=False)
+        click.echo(trouble.title)
+        if trouble.text:
+            click.echo(f"         {trouble.text}")
+        if trouble.hint:
+            click.echo(f"         HINT: {trouble.hint}")
+    if not health.troubles:
+        click.secho("\nall is well", fg="green")
+
+
+def _id(fact: Fact | None) -> str:
+    return fact.backup_id if fact else "none"
+
+
+def _age(one: KindHealth) -> str:
+    if one.age is None:
+        return "-"
+    limit = f" of {lasting(one.limit)}" if one.limit else ""
+    return f"{lasting(one.age)}{limit}{'  STALE' if one.stale else ''}"
+
+
+def _same(fact: Fact | None, one: KindHealth) -> str:
+    if fact is None:
+        return "-"
+    return "yes" if one.newest is not None and fact.backup_id == one.newest.backup_id else _id(fact)
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
