@@ -24,10 +24,10 @@ up: setup
 down: setup
 	$(BIN)/kyb-backup down
 
-# What archives must be opened with in tests: gpg is also a method of ours, age is the peer of ours.
-PEERS = age gpg zstd jq curl unshare systemd-analyze
+# What others must be able to do with what we make: open archives, read metrics, rules and units.
+PEERS = age gpg zstd jq curl unshare systemd-analyze promtool
 peers:
-	@missing=$$(for p in $(PEERS); do command -v $$p >/dev/null || echo $$p; done | sed -e s/gpg/gnupg/ -e s/unshare/util-linux/ -e s/systemd-analyze/systemd/); \
+	@missing=$$(for p in $(PEERS); do command -v $$p >/dev/null || echo $$p; done | sed -e s/gpg/gnupg/ -e s/unshare/util-linux/ -e s/systemd-analyze/systemd/ -e s/promtool/prometheus/); \
 	if [ -n "$$missing" ]; then \
 	  echo "installing Debian packages for the tests:" $$missing; \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \

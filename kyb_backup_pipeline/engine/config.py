@@ -222,6 +222,12 @@ class HealthSettings(_Section):
     schedule_grace: Seconds = 3 * 3600
 
 
+class MetricsSettings(_Section):
+    """Where the text file for Prometheus is written, if not in the repository."""
+
+    file: Path | None = None
+
+
 class ScheduleSettings(_Section):
     """Cron lines, all in UTC."""
 
@@ -250,6 +256,7 @@ class Settings(_Section):
     recovery: RecoverySettings = RecoverySettings()
     retention: RetentionSettings = RetentionSettings()
     health: HealthSettings = HealthSettings()
+    metrics: MetricsSettings = MetricsSettings()
     schedules: ScheduleSettings = ScheduleSettings()
 
 
@@ -333,6 +340,7 @@ _PATH_KEYS = (
     ("recovery", "password_file"),
     ("recovery", "journals"),
     ("recovery", "data_directory"),
+    ("metrics", "file"),
 )
 """Paths in the file are taken relative to the folder the file stands in."""
 
