@@ -18,7 +18,7 @@ import click
 
 from kyb_backup_pipeline import __version__
 from kyb_backup_pipeline.cli.session import Session
-from kyb_backup_pipeline.engine.errors import KybError
+from kyb_backup_pipeline.engine.errors import DatabaseUnreachable, KybError
 
 VERBS: Mapping[str, tuple[str, str]] = {
     "check": ("check", "Look whether backups and restore tests can work here."),
@@ -116,6 +116,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:  # noqa: BLE001  (the outer edge)
+        if type(error).__module__.partition(".")[0] == "psycopg":  # not imported here: it is slow
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            _fail(f"the database server: {said}", "is it running still?", DatabaseUnreachable.exit_code,
+                  verbose)  # fmt: skip
         message = f"unexpected: {type(error).__name__}: {error}"
         _fail(message, "run it again with --verbose and report it", 1, verbose)
 

@@ -65,17 +65,18 @@ class Stepped(ABC, Generic[J]):
             raise Refused(f"{name} comes after {missing[0]}, which was not done",
                           hint="run the steps in their order")  # fmt: skip
         body: Callable[[Step], None] = getattr(self, f"_{name}")
-        with self._holding():
-            try:
-                with self.journals.step(self.journal, name) as step:
-                    _log.info("%s: %s", self.journal.restore_id, name)
-                    body(step)
-                return step
-            except BaseException as error:
-                self._fail(name, error)
-                if isinstance(error, psycopg.Error):
-                    raise self._told(error) from error
-                raise
+        try:
+            with self._holding():
+                try:
+                    with self.journals.step(self.journal, name) as step:
+                        _log.info("%s: %s", self.journal.restore_id, name)
+                        body(step)
+                    return step
+                except BaseException as error:
+                    self._fail(name, error)
+                    raise
+        except psycopg.Error as error:
+            raise self._told(error) from error
 
     def finish(self) -> J:
         """Close the journal."""
