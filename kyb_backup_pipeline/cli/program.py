@@ -29,6 +29,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "verify": ("verify", "Check backups: checksums, decompression, completeness."),
     "drill": ("drill", "Restore a backup on a throwaway server and compare it with its source."),
     "restore": ("restore", "Bring back what was backed up."),
+    "report": ("report", "Write the health report: text, JSON, or a page."),
     "prune": ("prune", "Delete what need not be kept."),
     "keys": ("keys", "Make the keys that archives are encrypted with."),
     "demo": ("demo", "Make a sample platform and prove a backup of it through Dagster."),

@@ -3,17 +3,17 @@
 import json
 import sys
 from datetime import datetime
-from typing import Any
 
 import click
 
 from kyb_backup_pipeline.cli.session import Session, size, with_session
 from kyb_backup_pipeline.engine.errors import ProofFailed
-from kyb_backup_pipeline.engine.health import Health, KindHealth, lasting, look_at
+from kyb_backup_pipeline.engine.health import Health, KindHealth, look_at
 from kyb_backup_pipeline.engine.inventory import Fact, Inventory
 from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.report import health_document
 from kyb_backup_pipeline.engine.store import Repository
-from kyb_backup_pipeline.engine.trouble import Severity
+from kyb_backup_pipeline.engine.trouble import Severity, lasting
 
 _COLOURS: dict[Severity, str] = {"critical": "red", "warning": "yellow", "info": "blue"}
 
@@ -37,49 +37,11 @@ def command(session: Session, as_json: bool) -> None:
     settings = session.settings()
     health = look_at(settings, Inventory(Repository(settings.repository)), now=utc_now())
     if as_json:
-        click.echo(json.dumps(document(health), indent=2))
+        click.echo(json.dumps(health_document(health), indent=2))
     else:
         _show(health)
     if not health.well:
         sys.exit(ProofFailed.exit_code)
-
-
-def document(health: Health) -> dict[str, Any]:
-    """The whole of it, for machines. Times in ISO 8601, ages in seconds, sizes in bytes."""
-    return {
-        "at": health.at.isoformat(),
-        "well": health.well,
-        "kinds": {kind: _kind_document(one) for kind, one in health.kinds.items()},
-        "recovery_point": health.recovery_point.isoformat() if health.recovery_point else None,
-        "recovery_time_seconds": health.recovery_time,
-        "slot_lag_bytes": health.slot_lag,
-        "space": {
-            "free_bytes": health.space.free,
-            "total_bytes": health.space.total,
-            "backups_bytes": health.space.used_by_backups,
-            "growth_bytes_per_day": round(health.space.growth),
-            "days_until_full": health.space.days_until_full,
-        },
-        "troubles": [
-            {"key": t.key, "severity": t.severity, "title": t.title, "text": t.text, "hint": t.hint,
-             "backup": t.backup_id}
-            for t in health.troubles
-        ],
-    }  # fmt: skip
-
-
-def _kind_document(one: KindHealth) -> dict[str, Any]:
-    return {
-        "count": one.count,
-        "bytes": one.size,
-        "newest": one.newest.backup_id if one.newest else None,
-        "age_seconds": round(one.age.total_seconds()) if one.age else None,
-        "limit_seconds": round(one.limit.total_seconds()) if one.limit else None,
-        "stale": one.stale,
-        "verified": one.verified.backup_id if one.verified else None,
-        "restore_tested": one.restore_tested.backup_id if one.restore_tested else None,
-        "last_failure": one.failure.at.isoformat() if one.failure else None,
-    }
 
 
 def _show(health: Health) -> None:

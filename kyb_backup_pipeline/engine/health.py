@@ -22,10 +22,12 @@ from kyb_backup_pipeline.engine.recovery_plan import Coverage
 from kyb_backup_pipeline.engine.store import LEFTOVER_AGE, Leftover
 from kyb_backup_pipeline.engine.suspicion import out_of_line
 from kyb_backup_pipeline.engine.timetable import last_due
-from kyb_backup_pipeline.engine.trouble import SEVERITIES, Trouble
+from kyb_backup_pipeline.engine.trouble import SEVERITIES, Trouble, lasting
 from kyb_backup_pipeline.engine.wal import ranges
 
 KINDS: tuple[Kind, ...] = ("full", "base", "incremental", "configuration", "application_state")
+RESTORE_TESTED: tuple[Kind, ...] = ("full", "incremental")
+"""Kinds that are restored on throwaway servers; of the others every member is compared."""
 _CLOCKS_DIFFER = timedelta(minutes=10)
 _WEEK = timedelta(days=7)
 
@@ -160,14 +162,6 @@ def named(kind: Kind) -> str:
     return {"full": "full backup", "base": "base backup", "incremental": "incremental backup",
             "configuration": "configuration archive",
             "application_state": "backup of the application state"}[kind]  # fmt: skip
-
-
-def lasting(age: timedelta) -> str:
-    """A time span for people: ``31 h``, ``4 days``."""
-    hours = age.total_seconds() / 3600
-    if hours < 1:
-        return f"{age.total_seconds() / 60:.0f} min"
-    return f"{hours:.0f} h" if hours < 72 else f"{hours / 24:.0f} days"
 
 
 def _surroundings(settings: Settings, inventory: Inventory) -> Surroundings:

@@ -16,7 +16,8 @@ from kyb_backup_pipeline.engine.manifest import Proof, write_json
 
 _log = logging.getLogger(__name__)
 
-_STAMP = "%Y%m%dT%H%M%S.%fZ"
+RECORD_STAMP = "%Y%m%dT%H%M%S.%fZ"
+"""Of the time in the name of a record."""
 _RECORD = re.compile(r"[a-z_]+_(\d{8}T\d{6}\.\d{6}Z)\.json")
 CLOCKS_DIFFER = timedelta(hours=1)
 """What the clock of a file server and ours may differ at most."""
@@ -31,7 +32,7 @@ class ProofRecords:
     def keep(self, proof: Proof) -> Path | None:
         """Keep the record of a proof; None (and a warning) where the repository is read-only."""
         folder = self.root / proof.backup_id
-        path = folder / f"{proof.proof}_{proof.finished_at:{_STAMP}}.json"
+        path = folder / f"{proof.proof}_{proof.finished_at:{RECORD_STAMP}}.json"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary = folder / f".{path.name}.tmp"
@@ -98,5 +99,5 @@ def _order(backup_id: str, name: str) -> str | None:
 
 
 def _seconds_of(order: str) -> float:
-    stamp = datetime.strptime(order.partition(" ")[0], _STAMP)
+    stamp = datetime.strptime(order.partition(" ")[0], RECORD_STAMP)
     return stamp.replace(tzinfo=UTC).timestamp()

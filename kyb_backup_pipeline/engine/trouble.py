@@ -5,6 +5,7 @@ same ``key``, so that it is told once, reminded of, and said to be over.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 Severity = Literal["info", "warning", "critical"]
@@ -26,3 +27,11 @@ class Trouble:
     hint: str | None = None
     backup_id: str | None = None
     run_id: str | None = None
+
+
+def lasting(age: timedelta) -> str:
+    """A time span for people: ``20 min``, ``31 h``, ``4 days``."""
+    hours = age.total_seconds() / 3600
+    if hours < 1:
+        return f"{age.total_seconds() / 60:.0f} min"
+    return f"{hours:.0f} h" if hours < 72 else f"{hours / 24:.0f} days"
