@@ -40,8 +40,8 @@ from kyb_backup_pipeline.defs.incremental import (
     wal_store,
 )
 from kyb_backup_pipeline.defs.recovery import (
-    files_at_work,
     restore_application,
+    restore_at_work,
     restore_database,
     restore_point_in_time,
 )
@@ -90,6 +90,6 @@ defs = dg.Definitions(
         repository_sensor,
         base_backup_sensor,
     ],
-    resources={"engine": EngineResource(), "at_work": files_at_work},
+    resources={"engine": EngineResource(), "at_work": restore_at_work},
     executor=dg.in_process_executor,
 )

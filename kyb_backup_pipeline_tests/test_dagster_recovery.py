@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from kyb_backup_pipeline.definitions import defs
-from kyb_backup_pipeline.defs.recovery import FilesAtWork
+from kyb_backup_pipeline.defs.recovery import AtWork
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.engine.cluster_journal import ClusterJournals
 from kyb_backup_pipeline.engine.cluster_restore import STEPS as CLUSTER_STEPS
@@ -101,7 +101,7 @@ def test_a_step_that_is_executed_again_does_no_harm(
     before = users(settings)
     (journal,) = Journals.of(settings).all(Target.of(settings))
     job = defs.resolve_job_def("restore_database")
-    resources = {"engine": engine, "at_work": FilesAtWork()}
+    resources = {"engine": engine, "at_work": AtWork()}
     context = dg.build_op_context(resources=resources, instance=instance)
     swap = job.graph.node_named("restore_swap").definition
     assert (
@@ -116,7 +116,7 @@ def test_a_step_that_is_executed_again_does_no_harm(
              restore_id=undone.restore_id)  # fmt: skip
     running = undone.model_copy(update={"state": "running"})
     Journals.of(settings).keep(running)
-    with pytest.raises(dg.Failure, match="swap comes after verify"):
+    with pytest.raises(dg.Failure, match="went with the run"):
         swap(dg.build_op_context(resources=resources, instance=instance),
              restore_id=undone.restore_id)  # fmt: skip
     assert users(settings) == before
@@ -212,19 +212,19 @@ def test_a_run_that_fails_puts_the_files_back_and_its_steps_are_nobody_elses(
     assert "service did not start" in str(failure(result, "application_start").description)
     assert (platform.root / "configs" / "application.yaml").read_text() == "of now\n"
     restore_id = result.output_for_node("begin_application_restore")
-    swap = defs.resolve_job_def("restore_application").graph.node_named("application_swap")
+    flags = defs.resolve_job_def("restore_application").graph.node_named("application_flags")
     context = dg.build_op_context(
-        resources={"engine": engine, "at_work": FilesAtWork()}, instance=instance
+        resources={"engine": engine, "at_work": AtWork()}, instance=instance
     )
     with pytest.raises(dg.Failure, match="went with the run"):
-        swap.definition(context, restore_id=restore_id)
+        flags.definition(context, restore_id=restore_id)
 
 
 def test_a_run_that_is_cancelled_behind_the_stop_puts_everything_back(platform: Platform) -> None:
     """What Dagster does at the end of a run, however it ended: the resource is torn down."""
     backup = platform.application()
     (platform.root / "configs" / "application.yaml").write_text("of now\n")
-    room = FilesAtWork()
+    room = AtWork()
     restore = InPlaceRestore(platform.settings, backup, Options(), now=utc_now())
     room.take(restore)
     for name in FILE_STEPS[: FILE_STEPS.index("swap") + 1]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kyb_backup_pipeline.cli.restore_database import confirm
+from kyb_backup_pipeline.cli.restore_database import confirm, run_steps
 from kyb_backup_pipeline.cli.session import Session, size, with_session
 from kyb_backup_pipeline.engine.cluster_journal import ClusterJournal
 from kyb_backup_pipeline.engine.cluster_restore import (
@@ -89,14 +89,11 @@ def point_in_time(
         and not click.confirm(f"Recover into {journal.into}?", err=True)
     ):
         raise Refused("not confirmed: nothing was done")
-    with session.reporting() as report:
-        restore = ClusterRestore.begin(settings, wish, now=utc_now(), report=report)
-        for name in restore.steps:
-            if not as_json:
-                click.echo(f"• {name}", nl=False)
-            step = restore.step(name)
-            if not as_json:
-                click.echo(f"  {step.seconds or 0:.1f} s  {step.detail}")
+    with (
+        session.reporting() as report,
+        ClusterRestore.begin(settings, wish, now=utc_now(), report=report) as restore,
+    ):
+        run_steps(restore, quiet=as_json)
         restore.finish()
     _tell(settings, plan, restore, as_json)
 
@@ -150,7 +147,10 @@ def _tell(settings: Settings, plan: RecoveryPlan, restore: ClusterRestore, as_js
         click.echo(f"note: {note}")
     if journal.live is not None:
         seconds = journal.interruption_seconds or 0
-        click.echo(f"{journal.live} is the recovered cluster; interrupted for {seconds:.1f} s")
+        click.echo(f"{journal.live} is the recovered cluster")
+        click.echo(
+            f"interrupted for {seconds:.1f} s, from the service's stop to the server's start"
+        )
         if journal.old_inode is not None:
             click.echo(f"the old folder is {journal.replaced}: remove it when all is well")
         return

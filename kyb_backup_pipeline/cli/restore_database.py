@@ -7,18 +7,15 @@ from typing import Any
 
 import click
 
-from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.cli.session import Session, say, size, with_session
 from kyb_backup_pipeline.engine.database_restore import DatabaseRestore
 from kyb_backup_pipeline.engine.errors import InvalidRequest, NotFound, Refused
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_journal import Journal
-from kyb_backup_pipeline.engine.replaced import (
-    drop_replaced,
-    last_swapped,
-    replaced_databases,
-    roll_back,
-)
+from kyb_backup_pipeline.engine.replaced import drop_replaced, last_swapped, replaced_databases
 from kyb_backup_pipeline.engine.restore_outlook import Outlook, Wish, look_ahead
+from kyb_backup_pipeline.engine.rollback import roll_back
+from kyb_backup_pipeline.engine.stepped import Stepped
 from kyb_backup_pipeline.engine.store import Repository
 
 
@@ -73,15 +70,22 @@ def database(
         return
     if into is None and not yes:
         confirm(settings.database.name)
-    with session.reporting() as report:
-        restore = DatabaseRestore.begin(settings, backup, wish, now=utc_now(), report=report)
-        for name in restore.steps:
-            if not as_json:
-                click.echo(f"• {name}", nl=False)
-            step = restore.step(name)
-            if not as_json:
-                click.echo(f"  {step.seconds or 0:.1f} s  {step.detail}")
-        _tell(restore.finish(), outlook, as_json)
+    with (
+        session.reporting() as report,
+        DatabaseRestore.begin(settings, backup, wish, now=utc_now(), report=report) as restore,
+    ):
+        run_steps(restore, quiet=as_json)
+        journal = restore.finish()
+    _tell(journal, outlook, as_json)
+
+
+def run_steps(restore: Stepped[Any], *, quiet: bool) -> None:
+    """Run each step, with a line for it."""
+    for name in restore.steps:
+        say("" if quiet else f"• {name}", nl=False)
+        step = restore.step(name)
+        if not quiet:
+            say(f"  {step.seconds or 0:.1f} s  {step.detail}")
 
 
 @click.command(

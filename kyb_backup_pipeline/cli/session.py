@@ -104,6 +104,15 @@ def sandbox_folder(command: _Command) -> _Command:
     return option(command)
 
 
+def say(text: str, *, nl: bool = True) -> None:
+    """Print in the middle of work that must go on, also when nobody reads any more."""
+    try:
+        click.echo(text, nl=nl)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _log_file(path: Path) -> logging.Handler:
     try:
         handler = logging.handlers.RotatingFileHandler(

@@ -1,14 +1,15 @@
 """Recovery from the UI: the restores as graphs with one op a step.
 
 The UI has no login of its own, so a run needs two things: ``recovery.allow_from_ui`` in the settings of the
-machine, and the database's name in ``confirm``. Each op asks the journal before it acts: what stands there
-as done is not done again, what is not safe is refused, so an op that is executed again alone does no harm.
+machine, and the database's name in ``confirm``. A restore is one run's work: its locks are held from the first
+op to the last, and what is left undone when the run ends, however that was, is settled. An op that is executed
+again alone finds in the journal that it is done, or is refused.
 
 Where to look next: ``engine/stepped.py``, and the three that are built on it; without Dagster:
 ``kyb-backup restore``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from kyb_backup_pipeline.engine.database_restore import DatabaseRestore
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.file_restore import InPlaceRestore
 from kyb_backup_pipeline.engine.file_unpacking import Options
-from kyb_backup_pipeline.engine.journal import StepJournal
+from kyb_backup_pipeline.engine.journal import JournalFolder, StepJournal, journal_folder
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_journal import Journal
 from kyb_backup_pipeline.engine.restore_outlook import Wish
-from kyb_backup_pipeline.engine.stepped import Stepped
+from kyb_backup_pipeline.engine.stepped import Stepped, recorded_step
 from kyb_backup_pipeline.engine.store import Repository
 
 _DATABASE_STEPS = {
@@ -98,35 +99,29 @@ class ApplicationRestoreWish(dg.Config):
     flags: bool = Field(default=True, description="Post the feature flags back.")
 
 
-class FilesAtWork:
-    """The restore of files that a run is at: what it has unpacked lives as long as the run."""
+class AtWork:
+    """The restore that this run is at: its locks, and what it has unpacked, live as long as the run."""
 
     def __init__(self) -> None:
-        self._restore: InPlaceRestore | None = None
+        self._restore: Stepped[Any] | None = None
 
-    def take(self, restore: InPlaceRestore) -> None:
+    def take(self, restore: Stepped[Any]) -> None:
         self._restore = restore
 
-    def of(self, restore_id: str) -> InPlaceRestore:
-        """The restore. Raises Refused in any other run than its own."""
-        if self._restore is None or self._restore.journal.restore_id != restore_id:
-            raise Refused(
-                f"what {restore_id} had unpacked went with the run that it was part of",
-                hint="launch a new run from its beginning",
-            )
-        return self._restore
+    def of(self, restore_id: str) -> Stepped[Any] | None:
+        """The restore, if it is this run's."""
+        restore = self._restore
+        return restore if restore and restore.journal.restore_id == restore_id else None
 
     def close(self) -> None:
-        """Put back what was left undone."""
+        """Settle what was left undone, and let go."""
         if self._restore is not None:
             self._restore.close()
 
 
-@dg.resource(
-    description="What a run has unpacked; left undone, cancelled or failed, it is put back."
-)
-def files_at_work(context: dg.InitResourceContext) -> Iterator[FilesAtWork]:
-    room = FilesAtWork()
+@dg.resource(description="The restore of a run; left undone, cancelled or failed, it is settled.")
+def restore_at_work(context: dg.InitResourceContext) -> Iterator[AtWork]:
+    room = AtWork()
     try:
         yield room
     finally:
@@ -138,7 +133,10 @@ def files_at_work(context: dg.InitResourceContext) -> Iterator[FilesAtWork]:
     description="Is a restore allowed from here, and is this database meant? Opens the journal.",
 )
 def begin_database_restore(
-    context: dg.OpExecutionContext, config: DatabaseRestoreWish, engine: EngineResource
+    context: dg.OpExecutionContext,
+    config: DatabaseRestoreWish,
+    engine: EngineResource,
+    at_work: dg.ResourceParam[AtWork],
 ) -> str:
     with engine_errors():
         settings = engine.settings()
@@ -147,8 +145,11 @@ def begin_database_restore(
         wish = Wish(
             safety_backup=config.safety_backup, service=config.service, run_id=context.run_id
         )
-        journal = DatabaseRestore.begin(settings, backup, wish, now=utc_now()).journal
-    return _begun(context, journal)
+        restore = DatabaseRestore.begin(
+            settings, backup, wish, now=utc_now(), report=engine.reporter()
+        )
+        at_work.take(restore)
+    return _begun(context, restore.journal)
 
 
 @dg.op(
@@ -156,7 +157,10 @@ def begin_database_restore(
     description="Is a recovery allowed from here, and is this database meant? Opens the journal.",
 )
 def begin_point_in_time_restore(
-    context: dg.OpExecutionContext, config: PointInTimeWish, engine: EngineResource
+    context: dg.OpExecutionContext,
+    config: PointInTimeWish,
+    engine: EngineResource,
+    at_work: dg.ResourceParam[AtWork],
 ) -> str:
     with engine_errors():
         settings = engine.settings()
@@ -165,8 +169,9 @@ def begin_point_in_time_restore(
             at=config.at, timeline=config.timeline, switch=True, service=config.service,
             run_id=context.run_id,
         )  # fmt: skip
-        journal = ClusterRestore.begin(settings, wish, now=utc_now()).journal
-    return _begun(context, journal)
+        restore = ClusterRestore.begin(settings, wish, now=utc_now(), report=engine.reporter())
+        at_work.take(restore)
+    return _begun(context, restore.journal)
 
 
 @dg.op(
@@ -177,7 +182,7 @@ def begin_application_restore(
     context: dg.OpExecutionContext,
     config: ApplicationRestoreWish,
     engine: EngineResource,
-    at_work: dg.ResourceParam[FilesAtWork],
+    at_work: dg.ResourceParam[AtWork],
 ) -> str:
     with engine_errors():
         settings = engine.settings()
@@ -192,12 +197,16 @@ def begin_application_restore(
     return _begun(context, restore.journal)
 
 
-def _check_allowed(settings: Settings, confirm: str) -> None:
+def _check_switched_on(settings: Settings) -> None:
     if not settings.recovery.allow_from_ui:
         raise Refused(
             "restores from the UI are switched off: it has no login of its own",
             hint="kyb-backup restore, or recovery.allow_from_ui = true on this machine",
         )
+
+
+def _check_allowed(settings: Settings, confirm: str) -> None:
+    _check_switched_on(settings)
     if confirm != settings.database.name:
         raise Refused(
             f"confirm is {confirm!r}, the database is {settings.database.name!r}",
@@ -210,24 +219,7 @@ def _begun(context: dg.OpExecutionContext, journal: StepJournal) -> str:
     return journal.restore_id
 
 
-Resume = Callable[[EngineResource, FilesAtWork, str], Stepped[Any]]
-
-
-def _resumed_database(
-    engine: EngineResource, at_work: FilesAtWork, restore_id: str
-) -> Stepped[Any]:
-    return DatabaseRestore.resume(engine.settings(), restore_id, report=engine.reporter())
-
-
-def _resumed_cluster(engine: EngineResource, at_work: FilesAtWork, restore_id: str) -> Stepped[Any]:
-    return ClusterRestore.resume(engine.settings(), restore_id, report=engine.reporter())
-
-
-def _resumed_files(engine: EngineResource, at_work: FilesAtWork, restore_id: str) -> Stepped[Any]:
-    return at_work.of(restore_id)
-
-
-def _step_ops(prefix: str, steps: Mapping[str, str], resume: Resume) -> list[dg.OpDefinition]:
+def _step_ops(prefix: str, steps: Mapping[str, str]) -> list[dg.OpDefinition]:
     """One op a step, to be run in this order."""
 
     def step_op(name: str) -> dg.OpDefinition:
@@ -235,14 +227,20 @@ def _step_ops(prefix: str, steps: Mapping[str, str], resume: Resume) -> list[dg.
         def step(
             context: dg.OpExecutionContext,
             engine: EngineResource,
-            at_work: dg.ResourceParam[FilesAtWork],
+            at_work: dg.ResourceParam[AtWork],
             restore_id: str,
         ) -> str:
             with engine_errors():
-                restore = resume(engine, at_work, restore_id)
-                done = restore.step(name)
+                settings = engine.settings()
+                _check_switched_on(settings)
+                restore = at_work.of(restore_id)
+                if restore is None:  # executed alone, or by another run: what is done stays done
+                    journal = JournalFolder(journal_folder(settings)).find(restore_id)
+                    done = recorded_step(journal, name)
+                else:
+                    done = restore.step(name)
                 metadata: dict[str, Any] = {"seconds": done.seconds or 0.0, "detail": done.detail}
-                if name == list(steps)[-1]:
+                if restore is not None and name == restore.steps[-1]:
                     metadata |= _outcome(restore.finish())
             context.add_output_metadata(metadata)
             return restore_id
@@ -270,9 +268,9 @@ def _in_order(restore_id: Any, ops: Sequence[dg.OpDefinition]) -> None:
         restore_id = op(restore_id)
 
 
-_DATABASE_OPS = _step_ops("restore", _DATABASE_STEPS, _resumed_database)
-_CLUSTER_OPS = _step_ops("point_in_time", _CLUSTER_STEPS, _resumed_cluster)
-_FILE_OPS = _step_ops("application", _FILE_STEPS, _resumed_files)
+_DATABASE_OPS = _step_ops("restore", _DATABASE_STEPS)
+_CLUSTER_OPS = _step_ops("point_in_time", _CLUSTER_STEPS)
+_FILE_OPS = _step_ops("application", _FILE_STEPS)
 _GUARDS = "Refused unless recovery.allow_from_ui is set on the machine and confirm is the database's name."
 
 

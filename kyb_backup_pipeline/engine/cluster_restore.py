@@ -16,15 +16,20 @@ the switch, until a person removes it.
 Where to look next: ``point_in_time`` for the recovery, ``data_folder`` for the switch.
 """
 
+import contextlib
+import os
+import re
 import shlex
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import psycopg
 
+from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.cluster_journal import (
     ClusterJournal,
     ClusterJournals,
@@ -43,18 +48,19 @@ from kyb_backup_pipeline.engine.errors import (
     DatabaseUnreachable,
     InvalidRequest,
     KybError,
+    Refused,
     RestoreFailed,
 )
 from kyb_backup_pipeline.engine.incremental import take_incremental_backup
-from kyb_backup_pipeline.engine.journal import Step
-from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.journal import State, Step
+from kyb_backup_pipeline.engine.manifest import Manifest, utc_now
 from kyb_backup_pipeline.engine.point_in_time import (
     Outcome,
     check_place,
     recover_into,
     sweep_beside,
 )
-from kyb_backup_pipeline.engine.postgres import connect
+from kyb_backup_pipeline.engine.postgres import connect, server_programs
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.recovery_journal import maintenance
 from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan, parse_moment, plan_recovery
@@ -65,18 +71,21 @@ from kyb_backup_pipeline.engine.service import (
     await_health,
     start_server,
     start_service,
+    start_service_again,
     stop_server,
     stop_service,
 )
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
 from kyb_backup_pipeline.engine.stepped import Stepped
-from kyb_backup_pipeline.engine.store import Repository
+from kyb_backup_pipeline.engine.store import Backup, Repository
 
 STEPS = ("check", "collect", "recover", "stop", "switch", "start", "health")
 BESIDE_STEPS = ("check", "recover")
 """Those of a recovery that stays beside the running server."""
 
 _POLL = 0.2
+_COLLECT_ATTEMPTS = 3
+_GOING = re.compile("shutting down|starting up|not yet accepting|not currently accepting")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +110,15 @@ class ClusterRestore(Stepped[ClusterJournal]):
     outcome: Outcome | None = None
 
     def __init__(
-        self, settings: Settings, journal: ClusterJournal, report: Reporter = silent
+        self,
+        settings: Settings,
+        journal: ClusterJournal,
+        held: ExitStack,
+        report: Reporter = silent,
     ) -> None:
         self.settings = settings
         self.journal = journal
+        self.held = held
         self.report = report
         self.journals = ClusterJournals.of(settings)
 
@@ -112,28 +126,18 @@ class ClusterRestore(Stepped[ClusterJournal]):
     def begin(
         cls, settings: Settings, wish: ClusterWish, *, now: datetime, report: Reporter = silent
     ) -> "ClusterRestore":
-        """Write a journal for a new recovery. Raises Refused, InvalidRequest, RestoreFailed, Locked."""
-        repair_cluster(settings, service=wish.service)
+        """Take the lock and write a journal. Raises Refused, InvalidRequest, RestoreFailed, Locked."""
         journal = prepare(settings, wish, now)
         journals = ClusterJournals.of(settings)
-        with journals.holding(journal.live or journal.into):
+        with ExitStack() as stack:
+            stack.enter_context(journals.holding(journal.live or journal.into))
+            settle_left(settings, journal.live or journal.into, service=wish.service)
             journals.keep(journal)
-        return cls(settings, journal, report)
-
-    @classmethod
-    def resume(
-        cls, settings: Settings, restore_id: str, *, report: Reporter = silent
-    ) -> "ClusterRestore":
-        """Go on with a recovery that its journal knows. Raises NotFound."""
-        return cls(settings, ClusterJournals.of(settings).find(restore_id), report)
+            return cls(settings, journal, stack.pop_all(), report)
 
     @property
     def steps(self) -> tuple[str, ...]:
         return BESIDE_STEPS if self.journal.live is None else STEPS
-
-    def _holding(self) -> AbstractContextManager[object]:
-        assert isinstance(self.journals, ClusterJournals)
-        return self.journals.holding(self.journal.live or self.journal.into)
 
     def _told(self, error: psycopg.Error) -> KybError:
         return told(error)
@@ -144,33 +148,67 @@ class ClusterRestore(Stepped[ClusterJournal]):
         plan = look_over(self.settings, self.journal)
         if self.journal.live is not None:
             self.journal.old_inode = inode_of(self._live)
+            self.journal.notes += what_is_left_behind(self.settings)
         step.detail = f"{plan.base.backup_id}, up to {len(plan.segments)} segments"
 
     def _collect(self, step: Step) -> None:
+        """For ``latest``: nothing that was acknowledged is left behind, which the server's own last
+        transaction proves once it is down.
+        """
         if not parse_moment(self.journal.at).latest:
             step.detail = "not needed: what was written behind the moment is left out on purpose"
             return
         if not self.journal.last_wal_wanted:
-            step.detail = "not wanted"
+            step.detail = "not wanted: what is in the repository counts"
             return
+        if not (self._live / "global" / "pg_control").exists():
+            step.detail = "the data folder is gone: what is in the repository counts"
+            return
+        if not server_runs(self._live):
+            raise Refused(
+                f"the server on {self._live} is down: what it wrote last is not in the repository",
+                hint="start it; or --without-last-wal does without what it wrote since the last increment",
+            )
         self._stop_service()
+        for _ in range(_COLLECT_ATTEMPTS):
+            taken = self._take_increment()
+            self._stop_server()
+            written = transactions_behind(self.settings, taken.require_manifest(), self._live)
+            if not written:
+                step.detail = taken.backup_id
+                return
+            start_server(self.settings.recovery)
+            self._await_server()
+            self.journal.server_stopped = False
+        raise RestoreFailed(
+            f"{written} transactions were written behind the last increment, again and again",
+            hint="who writes there besides the service? stop them, or --without-last-wal",
+        )
+
+    def _take_increment(self) -> Backup:
         try:
-            taken = take_incremental_backup(
+            return take_incremental_backup(
                 self.settings,
                 Request(run_id=self.journal.run_id),
                 now=utc_now(),
                 report=self.report,
             )
-        except DatabaseUnreachable:
-            step.detail = "the server does not answer: what is in the repository counts"
-        else:
-            step.detail = taken.backup_id
+        except DatabaseUnreachable as error:
+            raise Refused(
+                f"the server runs, but the last of its log cannot be brought in: {error.message}",
+                hint="mend that; or --without-last-wal does without what was written since the last increment",
+            ) from error
 
     def _recover(self, step: Step) -> None:
         plan = plan_of(self.settings, self.journal)
         self.outcome = outcome = recover_into(
-            self.settings, plan, self._into, now=utc_now(), report=self.report
-        )
+            self.settings, plan, self._into, now=utc_now(), report=self.report,
+            tablespaces=Path(self.journal.tablespaces) if self.journal.tablespaces else None,
+        )  # fmt: skip
+        if self.journal.tablespaces and os.path.exists(self.journal.tablespaces):
+            self.journal.notes.append(
+                f"tablespaces lie in {self.journal.tablespaces}: they are in use"
+            )
         self.journal.new_inode = inode_of(self._into)
         self.journal.notes += outcome.read.notes
         if outcome.read.findings:
@@ -186,14 +224,10 @@ class ClusterRestore(Stepped[ClusterJournal]):
 
     def _stop(self, step: Step) -> None:
         self._stop_service()
-        if server_runs(self._live):
-            stop_server(self.settings.recovery)
-        if server_runs(self._live):
-            raise RestoreFailed(f"a server still runs on {self._live}",
-                                hint="recovery.stop_server_command")  # fmt: skip
+        self._stop_server()
 
     def _switch(self, step: Step) -> None:
-        if not self._switched:
+        if not is_switched(self.journal):
             self.journal.notes += take_the_place(self._live, self._into, self._replaced)
         step.detail = f"the old folder is {self._replaced}" if self.journal.old_inode else ""
 
@@ -201,9 +235,11 @@ class ClusterRestore(Stepped[ClusterJournal]):
         began = min(s.began_at for s in self.journal.steps if s.name in ("collect", "stop"))
         start_server(self.settings.recovery)
         self._await_server()
+        self.journal.server_stopped = False
         self.journal.interruption_seconds = (utc_now() - began).total_seconds()
         if self.journal.service_wanted:
             start_service(self.settings.application)
+            self.journal.stopped = False
 
     def _health(self, step: Step) -> None:
         how = self.settings.recovery
@@ -230,49 +266,32 @@ class ClusterRestore(Stepped[ClusterJournal]):
         assert self.journal.replaced is not None
         return Path(self.journal.replaced)
 
-    @property
-    def _switched(self) -> bool:
-        return is_switched(self.journal)
-
     def _stop_service(self) -> None:
-        if self.journal.service_wanted:
+        if self.journal.service_wanted and not self.journal.stopped:
+            self.journal.stopped = True
+            self.journals.keep(self.journal)
             stop_service(self.settings.application)
+
+    def _stop_server(self) -> None:
+        self.journal.server_stopped = True
+        self.journals.keep(self.journal)
+        if server_runs(self._live):
+            stop_server(self.settings.recovery)
+        if server_runs(self._live):
+            raise RestoreFailed(f"a server still runs on {self._live}",
+                                hint="recovery.stop_server_command")  # fmt: skip
 
     def _await_server(self) -> None:
         """Wait until the server answers, on the recovered folder. Raises RestoreFailed."""
-        give_up = time.monotonic() + self.settings.recovery.server_timeout
-        server = maintenance(restoring_target(self.settings))
-        while True:
-            try:
-                connect(server).close()
-            except DatabaseUnreachable as error:
-                if time.monotonic() > give_up:
-                    raise RestoreFailed(f"the server does not come up: {error.message}") from error
-                time.sleep(_POLL)
-            else:
-                break
+        await_server(self.settings)
         if not server_runs(self._live):
             raise RestoreFailed(f"a server answers, but it does not run on {self._live}",
                                 hint="recovery.data_directory, recovery.start_server_command")  # fmt: skip
 
     def _owed(self, name: str, error: BaseException) -> str:
-        journal = self.journal
-        if journal.live is None:
-            return ""
-        settle_names(self._live, self._into, self._replaced, journal.old_inode)
-        if self._switched and journal.old_inode is None:
-            return f"there was no folder before: the recovered one stays in {journal.live}"
-        if self._switched:
-            self._stop_service()
-            if server_runs(self._live):
-                stop_server(self.settings.recovery)
-            take_back(self._live, self._into, self._replaced)
-            journal.state = "swapped back"
-        said = [f"{journal.live} is as it was"]
-        if inode_of(self._into) == journal.new_inode is not None:
-            said.append(f"the recovered cluster is in {journal.into}")
-        said += run_again(self.settings, journal)
-        return "; ".join(said)
+        if name in ("switch", "start", "health"):
+            self.journal.putting_back = True
+        return settle(self.settings, self.journal)
 
 
 def prepare(settings: Settings, wish: ClusterWish, now: datetime) -> ClusterJournal:
@@ -293,6 +312,7 @@ def prepare(settings: Settings, wish: ClusterWish, now: datetime) -> ClusterJour
         restore_id=new_recovery_id(now), backup_id=plan.base.backup_id, began_at=now,
         run_id=wish.run_id, service_wanted=wish.service, at=wish.at, timeline=wish.timeline,
         into=str(into.absolute()), live=str(live) if live else None,
+        tablespaces=f"{live}.tablespaces_{stamp}" if live else None,
         replaced=f"{live}_replaced_{stamp}" if live else None, last_wal_wanted=wish.last_wal,
     )  # fmt: skip
 
@@ -313,6 +333,23 @@ def look_over(settings: Settings, journal: ClusterJournal) -> RecoveryPlan:
     return plan
 
 
+def what_is_left_behind(settings: Settings) -> list[str]:
+    """Notes on what a base backup does not bring back, as far as the server can be asked."""
+    try:
+        with connect(maintenance(restoring_target(settings))) as connection:
+            slots = connection.execute(
+                "SELECT slot_name FROM pg_replication_slots ORDER BY 1"
+            ).fetchall()
+            (standby,) = connection.execute("SELECT pg_is_in_recovery()").fetchone() or (False,)
+    except (KybError, psycopg.Error):
+        return []
+    if standby:
+        raise Refused("the running server is a standby: a switch would make it a primary",
+                      hint="recover with --into, and decide by hand")  # fmt: skip
+    names = ", ".join(name for (name,) in slots)
+    return [f"replication slots are not brought back: {names}"] if names else []
+
+
 def is_switched(journal: ClusterJournal) -> bool:
     """Whether the recovered folder is in place: by what it is, not by its name."""
     return (
@@ -322,54 +359,145 @@ def is_switched(journal: ClusterJournal) -> bool:
     )
 
 
-def run_again(settings: Settings, journal: ClusterJournal) -> list[str]:
-    """Start what a recovery had stopped, and does not run. Raises RestoreFailed."""
-    said: list[str] = []
+def settle(settings: Settings, journal: ClusterJournal) -> str:
+    """Do what a recovery owes, and say how things stand. Raises KybError, OSError if it cannot.
+
+    Before the switch the old folder stays in place, behind it the recovered one, unless it is to be put back;
+    the server and the service that were stopped are started.
+    """
     if journal.live is None:
-        return said
-    if journal.began("stop") and not server_runs(Path(journal.live)):
-        start_server(settings.recovery)
-        said.append("the server was started")
-    collected = journal.began("collect")
-    touched = collected is not None and not collected.detail.startswith("not ")
-    if journal.service_wanted and (touched or journal.began("stop")):
-        start_service(settings.application)
-        said.append("the service was started")
+        journal.state, journal.given_up = "failed", False
+        return ""
+    live, into, replaced = Path(journal.live), Path(journal.into), Path(journal.replaced or "")
+    settle_names(live, into, replaced, journal.old_inode)
+    state: State = "failed"
+    said = [f"{live} is as it was"]
+    if is_switched(journal) and journal.putting_back and journal.old_inode is not None:
+        with contextlib.suppress(KybError):
+            if journal.service_wanted:
+                journal.stopped = True
+                stop_service(settings.application)
+        journal.server_stopped = True
+        if server_runs(live):
+            stop_server(settings.recovery)
+        take_back(live, into, replaced)
+        state = "swapped back"
+    elif is_switched(journal):
+        said = [f"{live} is the recovered cluster"]
+        if journal.old_inode is not None:
+            said.append(f"the old one is {replaced}")
+        state = "done"
+    if journal.new_inode is not None and inode_of(into) == journal.new_inode:
+        said.append(f"the recovered cluster is in {into}")
+    if journal.server_stopped:
+        _run_server(settings, live)
+        journal.server_stopped = False
+        said.append("the server runs")
+    if journal.stopped and journal.service_wanted:
+        start_service_again(settings.application, "; ".join(said))
+        journal.stopped = False
+        said.append("the service runs again")
+    journal.state, journal.given_up, journal.putting_back = state, False, False
+    return "; ".join(said)
+
+
+def _run_server(settings: Settings, live: Path) -> None:
+    """Let the server run that was stopped, or was being stopped: one that is going down is waited for."""
+    give_up = time.monotonic() + settings.recovery.server_timeout
+    server = maintenance(restoring_target(settings))
+    while server_runs(live):
+        try:
+            connect(server).close()
+        except DatabaseUnreachable as error:
+            if not _GOING.search(error.message) or time.monotonic() > give_up:
+                return
+            time.sleep(_POLL)
+        else:
+            return
+    start_server(settings.recovery)
+    await_server(settings)
+
+
+def await_server(settings: Settings) -> None:
+    """Wait until the server answers. Raises RestoreFailed."""
+    give_up = time.monotonic() + settings.recovery.server_timeout
+    server = maintenance(restoring_target(settings))
+    while True:
+        try:
+            connect(server).close()
+            return
+        except DatabaseUnreachable as error:
+            if time.monotonic() > give_up:
+                raise RestoreFailed(f"the server does not come up: {error.message}") from error
+            time.sleep(_POLL)
+
+
+def repair_cluster(
+    settings: Settings, *, service: bool = True, machines: Sequence[str] = ()
+) -> list[str]:
+    """Finish what killed recoveries left: what was done about each. Raises Locked, RestoreFailed.
+
+    One that was killed before its switch is undone, one that was killed behind it is complete. Only those of
+    this machine, or of ``machines``. Without ``service`` a service that was stopped is forgiven.
+    """
+    journals = ClusterJournals.of(settings)
+    said: list[str] = []
+    for place in dict.fromkeys(j.live or j.into for j in journals.all() if not j.settled):
+        with journals.holding(place):
+            said += settle_left(
+                settings, place, service=service, forgive=not service, machines=machines
+            )
     return said
 
 
-def repair_cluster(settings: Settings, *, service: bool = True) -> list[str]:
-    """Finish what killed recoveries left: what was done about each. Raises RestoreFailed.
-
-    One that was killed before its switch is undone, one that was killed behind it is complete.
-    """
+def settle_left(
+    settings: Settings,
+    place: str,
+    *,
+    service: bool,
+    forgive: bool = False,
+    machines: Sequence[str] = (),
+) -> list[str]:
+    """The same of one data folder, for the one who holds its lock."""
     journals = ClusterJournals.of(settings)
-    said = []
+    said, failed = [], []
     for journal in journals.all():
-        if not journal.abandoned():
+        if journal.settled or (journal.live or journal.into) != place or journal.alive():
             continue
-        swept = sweep_beside(Path(journal.into))
-        text = "nothing was switched"
-        if journal.live is not None:
-            live, into, replaced = (
-                Path(journal.live),
-                Path(journal.into),
-                Path(journal.replaced or ""),
-            )
-            settle_names(live, into, replaced, journal.old_inode)
-            text = f"{live} is as it was"
-            if is_switched(journal):
-                text = f"{live} is the recovered cluster"
-                text += f", the old one is {replaced}" if journal.old_inode else ""
-            journal.service_wanted &= service
-            text = "; ".join([text, *run_again(settings, journal)])
+        if not journal.ours(machines):
+            said.append(f"{journal.restore_id} is of {journal.machine}: it is left open")
+            continue
+        if journal.stopped and journal.service_wanted and not service:
+            if not forgive:
+                continue
+            journal.service_wanted = False
+        try:
+            swept = sweep_beside(Path(journal.into))
+            text = settle(settings, journal)
+        except (KybError, psycopg.Error, OSError) as error:
+            failed.append(error)
+            continue
         text += "".join(f"; removed {folder}" for folder in swept)
-        journal.state = "done" if is_switched(journal) else "failed"
         journal.error = journal.error or "it was killed"
         journal.finished_at = journal.finished_at or utc_now()
         journals.keep(journal)
-        said.append(f"{journal.restore_id} was killed: {text}")
+        said.append(f"{journal.restore_id} was not finished: {text or 'nothing was switched'}")
+    if failed:
+        raise failed[0]
     return said
+
+
+def transactions_behind(settings: Settings, increment: Manifest, data: Path) -> int:
+    """How many transactions a server wrote behind an increment's marker before it was shut down."""
+    wal = increment.require_wal()
+    programs = server_programs(settings.postgres, increment.server_major or 0)
+    printed = process.run(
+        [programs.path("pg_controldata"), data], deadline=30, env={"LC_ALL": "C", "LANG": "C"}
+    ).stdout
+    found = re.search(r"NextXID:\s+(?:\d+:)?(\d+)", printed)
+    if found is None:
+        raise RestoreFailed(f"pg_controldata does not say how far {data} came")
+    return (int(found[1]) - wal.markers[-1].xid - 1) % 2**32
 
 
 def switch_by_hand(settings: Settings, journal: ClusterJournal) -> list[str]:

@@ -25,7 +25,8 @@ from kyb_backup_pipeline.engine.restore_outlook import restoring_target
 
 _log = logging.getLogger(__name__)
 
-_CONFIGURATION = ("postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf")
+_CONFIGURATION = ("*.conf", "*.crt", "*.key", "*.pem", "*.crl")
+_INCLUDED = "*.d"
 _SET_ASIDE = "postgresql.auto.conf.of_source"
 
 
@@ -34,18 +35,21 @@ def live_data_folder(settings: Settings) -> Path:
 
     Raises Refused where neither tells it.
     """
-    how = settings.recovery
-    if how.data_directory is not None:
-        return Path(os.path.realpath(how.data_directory))
+    wanted = settings.recovery.data_directory
+    said = trouble = None
     try:
         with connect(maintenance(restoring_target(settings))) as connection:
             (said,) = connection.execute("SHOW data_directory").fetchone() or ("",)
     except (KybError, psycopg.Error) as error:
-        raise Refused(
-            f"which data folder the server has is not known: {str(error).splitlines()[0]}",
-            hint="set recovery.data_directory",
-        ) from error
-    return Path(os.path.realpath(said))
+        trouble = str(error).splitlines()[0]
+    if wanted is None and said is None:
+        raise Refused(f"which data folder the server has is not known: {trouble}",
+                      hint="set recovery.data_directory")  # fmt: skip
+    known = wanted is not None and said is not None and os.path.isdir(said)
+    if known and os.path.realpath(str(wanted)) != os.path.realpath(str(said)):
+        raise Refused(f"recovery.data_directory is {wanted}, the server says {said}",
+                      hint="which of the two is meant?")  # fmt: skip
+    return Path(os.path.realpath(wanted or str(said)))
 
 
 def check_switchable(settings: Settings, live: Path, into: Path, cluster: str) -> None:
@@ -67,6 +71,8 @@ def check_switchable(settings: Settings, live: Path, into: Path, cluster: str) -
             raise Refused(
                 f"{place} may not be written by this user", hint="run as root or its owner"
             )
+    if live in into.parents:
+        raise Refused(f"{into} lies inside of {live}", hint="recover beside it: leave --into out")
     if live.parent.stat().st_dev != into.parent.stat().st_dev:
         raise Refused(f"{into} is on another file system than {live}",
                       hint="recover beside it: leave --into out")  # fmt: skip
@@ -105,9 +111,10 @@ def server_runs(data: Path) -> bool:
     if not process.alive(pid):
         return False
     try:
-        return os.path.realpath(f"/proc/{pid}/cwd") == str(data)
-    except OSError:
-        return True
+        return os.path.realpath(os.readlink(f"/proc/{pid}/cwd")) == str(data)
+    except OSError:  # another user's: a pid file of long ago may name anybody
+        line = process.command_line(pid)
+        return bool(line) and os.path.basename(line[0]).rstrip(":") in ("postgres", "postmaster")
 
 
 def take_the_place(live: Path, new: Path, replaced: Path) -> list[str]:
@@ -164,14 +171,24 @@ def take_back(live: Path, into: Path, replaced: Path) -> None:
 
 def _carry_over(live: Path, new: Path) -> list[str]:
     notes = []
-    if live.exists():
+    if (live / "PG_VERSION").exists():
         owner = live.stat()
-        for name in _CONFIGURATION:
-            if (live / name).is_file():
-                write_durably(new / name, (live / name).read_bytes())
+        for pattern in _CONFIGURATION:
+            for path in live.glob(pattern):
+                if path.is_file():
+                    write_durably(new / path.name, path.read_bytes())
+                    os.chmod(new / path.name, stat.S_IMODE(path.stat().st_mode))
+        for folder in live.glob(_INCLUDED):
+            if folder.is_dir():
+                shutil.rmtree(new / folder.name, ignore_errors=True)
+                shutil.copytree(folder, new / folder.name)
         _give(new, owner.st_uid, owner.st_gid)
         os.chmod(new, stat.S_IMODE(owner.st_mode))
         notes.append(f"configuration files are those of {live} before the switch")
+        if (live / "pg_wal").is_symlink():
+            notes.append(
+                f"pg_wal was a link to {os.readlink(live / 'pg_wal')}: now it lies in {live}"
+            )
     elif (new / _SET_ASIDE).exists():
         shutil.copyfile(new / _SET_ASIDE, new / "postgresql.auto.conf")
         status = (new / _SET_ASIDE).stat()

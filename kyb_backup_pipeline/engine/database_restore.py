@@ -24,7 +24,8 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime
 
 import psycopg
@@ -41,7 +42,6 @@ from kyb_backup_pipeline.engine.errors import (
     BackupFailed,
     CouldNotVerify,
     KybError,
-    Locked,
     NotEnoughSpace,
     ProofFailed,
     RestoreFailed,
@@ -49,11 +49,11 @@ from kyb_backup_pipeline.engine.errors import (
 from kyb_backup_pipeline.engine.evidence import take_evidence_parallel
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
-from kyb_backup_pipeline.engine.journal import Step
+from kyb_backup_pipeline.engine.journal import State, Step
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import Programs, Target, client_programs, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
-from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, maintenance
+from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, holding_lock, maintenance
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX, Request
 from kyb_backup_pipeline.engine.restore import (
     apply_database_settings,
@@ -78,7 +78,12 @@ from kyb_backup_pipeline.engine.restore_source import (
     globals_of,
     origin_of,
 )
-from kyb_backup_pipeline.engine.service import await_health, start_service, stop_service
+from kyb_backup_pipeline.engine.service import (
+    await_health,
+    start_service,
+    start_service_again,
+    stop_service,
+)
 from kyb_backup_pipeline.engine.single_tables import keep_tables
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
 from kyb_backup_pipeline.engine.stepped import Stepped
@@ -104,12 +109,16 @@ class DatabaseRestore(Stepped[Journal]):
         backup: Backup,
         wish: Wish,
         journal: Journal,
+        held: ExitStack,
+        lock: psycopg.Connection,
         report: Reporter = silent,
     ) -> None:
         self.settings = settings
         self.backup = backup
         self.wish = wish
         self.journal = journal
+        self.held = held
+        self.lock = lock
         self.report = report
         self.journals = Journals.of(settings)
         self.target = restoring_target(settings)
@@ -126,52 +135,33 @@ class DatabaseRestore(Stepped[Journal]):
         now: datetime,
         report: Reporter = silent,
     ) -> "DatabaseRestore":
-        """Write a journal for a new restore. Raises InvalidRequest, Locked, RestoreFailed."""
+        """Take the locks and write a journal. Raises InvalidRequest, Locked, RestoreFailed."""
         check_wish(settings, backup, wish)
-        repair_database(settings, service=wish.service)
         target = restoring_target(settings)
         journals = Journals.of(settings)
-        with journals.holding(target):
-            for other in journals.all(target):
-                if (
-                    other.state == "running"
-                    and other.database == target.dbname
-                    and not other.abandoned()
-                ):
-                    raise Locked(
-                        f"{other.restore_id} of {other.backup_id} is at work: process {other.process} "
-                        f"on {other.machine}",
-                        hint="wait for it; if that machine is gone, remove its journal in "
-                        f"{journals.folder}",
-                    )
-            journal = journals.begin(
-                target, backup.backup_id, into=wish.into, run_id=wish.run_id, now=now,
-                safety_wanted=wish.safety_backup, service_wanted=wish.service, tables=wish.tables,
-            )  # fmt: skip
-        return cls(settings, backup, wish, journal, report)
-
-    @classmethod
-    def resume(
-        cls, settings: Settings, restore_id: str, *, report: Reporter = silent
-    ) -> "DatabaseRestore":
-        """Go on with a restore that its journal knows. Raises NotFound."""
-        journal = Journals.of(settings).find(restore_id)
-        wish = Wish(
-            into=journal.into, tables=journal.tables, safety_backup=journal.safety_wanted,
-            service=journal.service_wanted, run_id=journal.run_id,
-        )  # fmt: skip
-        backup = Repository(settings.repository).find(journal.backup_id)
-        return cls(settings, backup, wish, journal, report)
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context(journals.holding(target))
+                stack.enter_context(Repository(settings.repository).reading(backup))
+                settle_left(settings, target, service=wish.service)
+                journal = journals.begin(
+                    target, backup.backup_id, into=wish.into, run_id=wish.run_id, now=now,
+                    safety_wanted=wish.safety_backup, service_wanted=wish.service, tables=wish.tables,
+                )  # fmt: skip
+            except psycopg.Error as error:
+                raise told(error) from error
+            return cls(settings, backup, wish, journal, stack.pop_all(), lock, report)
 
     @property
     def steps(self) -> tuple[str, ...]:
         return STEPS if self.wish.into is None else BESIDE_STEPS
 
-    @contextlib.contextmanager
-    def _holding(self) -> Iterator[None]:
-        repository = Repository(self.settings.repository)
-        with self.journals.holding(self.target), repository.reading(self.backup):
-            yield
+    def _check_held(self) -> None:
+        """A server that was restarted has forgotten the lock: it is taken anew."""
+        try:
+            self.lock.execute("SELECT 1")
+        except psycopg.Error:
+            self.lock = self.held.enter_context(holding_lock(self.target))
 
     def _told(self, error: psycopg.Error) -> KybError:
         return told(error)
@@ -315,6 +305,8 @@ class DatabaseRestore(Stepped[Journal]):
 
     def _stop(self, step: Step) -> None:
         if self.wish.service:
+            self.journal.stopped = True
+            self.journals.keep(self.journal)
             stop_service(self.settings.application)
 
     def _swap(self, step: Step) -> None:
@@ -345,6 +337,7 @@ class DatabaseRestore(Stepped[Journal]):
     def _start(self, step: Step) -> None:
         if self.wish.service:
             start_service(self.settings.application)
+            self.journal.stopped = False
 
     def _health(self, step: Step) -> None:
         how = self.settings.recovery
@@ -374,76 +367,112 @@ class DatabaseRestore(Stepped[Journal]):
 
     def _owed(self, name: str, error: BaseException) -> str:
         journal = self.journal
-        if name == "health":
-            return self._swap_back()
-        if name == "start":
-            return f"the restored database is in place, the old one is {journal.replaced_name!r}"
-        said = [f"{journal.database!r} is as it was"] if journal.into is None else []
-        if name == "swap" and database_oid(self.server, journal.database) == journal.new_oid:
-            journal.state = "done"
-            said = [f"the restored database is in place, the old one is {journal.replaced_name!r}"]
-        if name in ("stop", "swap"):
-            said.append(self._start_again())
+        if is_swapped(self.server, journal):
+            if name == "health":
+                journal.putting_back = True
+            return settle(self.settings, self.server, journal)
         if name == "compare" and isinstance(error, RestoreFailed):
             journal.kept = True
-        else:
-            drop_restoring(self.server, journal)
-        return "; ".join(filter(None, said))
+        return settle(self.settings, self.server, journal)
 
-    def _start_again(self) -> str:
-        if not self.wish.service:
-            return ""
-        start_service(self.settings.application)
-        return "the service runs again"
 
-    def _swap_back(self) -> str:
-        journal = self.journal
-        if journal.old_oid is None:
-            return "there was no database before: the restored one stays"
-        if self.wish.service:
+def is_swapped(server: Target, journal: Journal) -> bool:
+    """Whether the restored database is in place: by what it is, not by its name."""
+    return (
+        journal.into is None
+        and journal.new_oid is not None
+        and database_oid(server, journal.database) == journal.new_oid
+    )
+
+
+def settle(settings: Settings, server: Target, journal: Journal) -> str:
+    """Do what a restore owes, and say how things stand. Raises KybError, psycopg.Error if it cannot.
+
+    Before the swap the half-restored database goes; behind it the restored one stays, unless it is to be put
+    back; a service that was stopped is started.
+    """
+    if is_swapped(server, journal) and journal.putting_back and journal.old_oid is not None:
+        if journal.service_wanted:
+            journal.stopped = True
             with contextlib.suppress(KybError):
-                stop_service(self.settings.application)
+                stop_service(settings.application)
         swap_databases(
-            self.server, live=journal.database, aside=journal.new_name, new=journal.replaced_name
+            server, live=journal.database, aside=journal.new_name, new=journal.replaced_name
         )
-        journal.state, journal.kept = "swapped back", True
-        if self.wish.service:
-            start_service(self.settings.application)
-        return f"swapped back: {journal.database!r} is the old one, the restored one {journal.new_name!r}"
+        journal.kept = True
+        said = f"swapped back: {journal.database!r} is the old one, the restored one {journal.new_name!r}"
+        state: State = "swapped back"
+    elif is_swapped(server, journal):
+        said = f"the restored database is in place, the old one is {journal.replaced_name!r}"
+        if journal.putting_back:
+            said = "there was no database before: the restored one stays"
+        state = "done"
+    else:
+        if not (journal.kept or journal.rollback):
+            drop_restoring(server, journal)
+        said = f"{journal.database!r} is as it was" if journal.into is None else ""
+        state = "failed"
+    if journal.stopped and journal.service_wanted:
+        start_service_again(settings.application, said)
+        journal.stopped = False
+        said += "; the service runs again"
+    journal.state, journal.given_up, journal.putting_back = state, False, False
+    return said
 
 
-def repair_database(settings: Settings, *, service: bool = True) -> list[str]:
+def repair_database(
+    settings: Settings, *, service: bool = True, machines: Sequence[str] = ()
+) -> list[str]:
     """Finish what killed restores of the database left: what was done about each.
 
     One that was killed before its swap is undone, one that was killed behind it is complete; where it had
-    stopped the service, that is started. Raises RestoreFailed if the service does not start.
+    stopped the service, that is started. Without ``service`` that debt is forgiven. Raises Locked while a
+    restore is at work, RestoreFailed if the service does not start.
     """
     target = restoring_target(settings)
-    server, journals = maintenance(target), Journals.of(settings)
-    said = []
-    for journal in journals.all(target):
-        if not journal.abandoned():
-            continue
-        swapped = (
-            journal.into is None
-            and journal.new_oid is not None
-            and database_oid(server, journal.database) == journal.new_oid
+    with Journals.of(settings).holding(target):
+        return settle_left(
+            settings, target, service=service, forgive=not service, machines=machines
         )
-        if swapped:
-            journal.state = "done"
-            text = f"{journal.database!r} is the restored one, the old one is {journal.replaced_name!r}"
-        else:
-            drop_restoring(server, journal)
-            journal.state = "failed"
-            text = f"{journal.database!r} is as it was"
+
+
+def settle_left(
+    settings: Settings,
+    target: Target,
+    *,
+    service: bool,
+    forgive: bool = False,
+    machines: Sequence[str] = (),
+) -> list[str]:
+    """The same for the one who holds the lock: whoever else's journal says that it runs is dead.
+
+    A service that another machine's restore had stopped is that machine's to start, unless it is among
+    ``machines``. Without ``service`` a journal that owes one is left open, or forgiven.
+    """
+    server, journals = maintenance(target), Journals.of(settings)
+    said, failed = [], []
+    for journal in journals.all(target):
+        if journal.settled or journal.alive():
+            continue
+        owes = journal.stopped and journal.service_wanted
+        if owes and not forgive and (not service or not journal.ours(machines)):
+            said.append(
+                f"{journal.restore_id} stopped the service on {journal.machine}: it is left open"
+            )
+            continue
+        if forgive:
+            journal.service_wanted = False
+        try:
+            text = settle(settings, server, journal)
+        except (KybError, psycopg.Error) as error:
+            failed.append(error)
+            continue
         journal.error = journal.error or "it was killed"
-        stopped = any(step.name == "stop" for step in journal.steps)
-        if stopped and service and journal.service_wanted:
-            start_service(settings.application)
-            text += "; the service was started"
         journal.finished_at = journal.finished_at or utc_now()
         journals.keep(journal)
-        said.append(f"{journal.restore_id} was killed: {text}")
+        said.append(f"{journal.restore_id} was not finished: {text}")
+    if failed:
+        raise failed[0]
     return said
 
 

@@ -19,6 +19,7 @@ from kyb_backup_pipeline.engine.swap import (
     remove,
     undo,
     unfinished,
+    units_of,
 )
 
 _log = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ def repair_all(settings: Settings, *, service: bool = True) -> list[str]:
     What such a restore had put in place is kept beside: somebody may have gone on with it. The mark of a
     restore goes only once the service runs again. Raises RestoreFailed, Locked while one still runs.
     """
-    how = settings.application
-    said = []
+    said: list[str] = []
+    failed: list[KybError] = []
     for base in bases_of(settings):
         if not base.is_dir() or not unfinished(base):
             continue
@@ -44,27 +45,39 @@ def repair_all(settings: Settings, *, service: bool = True) -> list[str]:
                 if not work.journalled:
                     remove(work.folder)
                     continue
-                _log.warning("%s was left by a restore that was killed: it is undone", work.folder)
-                flags = _flags_before(work)
-                if service:  # it may have been started already, and go on with the new state
-                    with contextlib.suppress(KybError):
-                        stop_service(how)
-                swapped = undo(work)
-                if service:
-                    start_service(how)
-                if flags is not None:
-                    await_api(how)
-                    restore_flags(how, flags)
-                    (work.folder / FLAGS_BEFORE).unlink()
-                aside = keep_aside(work, UNDONE) if swapped else None
-                if not swapped:
-                    remove(work.folder)
-                said.append(
-                    f"{base}: the old state stands again"
-                    + (", and the service was started" if service else "")
-                    + (f"; what was in place lies in {aside}" if aside else "")
-                )
+                try:
+                    said.append(_repaired(settings.application, base, work, service))
+                except KybError as error:  # the others are seen to all the same
+                    failed.append(error)
+    if failed:
+        raise failed[0]
     return said
+
+
+def _repaired(how: ApplicationSettings, base: Path, work: Work, service: bool) -> str:
+    _log.warning("%s was left by a restore that was killed: it is undone", work.folder)
+    units_of(work)  # before the service is stopped: is there anything to go by?
+    flags = _flags_before(work)
+    if service:  # it may have been started already, and go on with the new state
+        with contextlib.suppress(KybError):
+            stop_service(how)
+    try:
+        swapped = undo(work)
+    finally:
+        if service:
+            start_service(how)
+    if flags is not None:
+        await_api(how)
+        restore_flags(how, flags)
+        (work.folder / FLAGS_BEFORE).unlink()
+    aside = keep_aside(work, UNDONE) if swapped else None
+    if not swapped:
+        remove(work.folder)
+    return (
+        f"{base}: the old state stands again"
+        + (", and the service was started" if service else "")
+        + (f"; what was in place lies in {aside}" if aside else "")
+    )
 
 
 def _flags_before(work: Work) -> bytes | None:

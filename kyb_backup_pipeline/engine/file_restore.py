@@ -17,11 +17,8 @@ restore into a new folder.
 
 import contextlib
 import logging
-import signal
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from datetime import datetime
-from types import TracebackType
 
 from kyb_backup_pipeline.engine.config import ApplicationSettings, Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError, RestoreFailed
@@ -83,9 +80,9 @@ def restore_in_place(
     Raises RestoreFailed (then the old state stands, and the service was started again), Refused,
     Locked, BackupFailed if what runs now cannot be saved.
     """
-    with InPlaceRestore(settings, backup, options, now=now, report=report) as restore:
-        restore.run()
-        return restore.outcome
+    restore = InPlaceRestore(settings, backup, options, now=now, report=report)
+    restore.run()
+    return restore.outcome
 
 
 class InPlaceRestore(Stepped[StepJournal]):
@@ -123,33 +120,11 @@ class InPlaceRestore(Stepped[StepJournal]):
         with ExitStack() as held:
             held.enter_context(Repository(settings.repository).reading(backup))
             self.work = held.enter_context(working(self.target.base, backup.backup_id, now))
-            self._held = held.pop_all()
-
-    def __enter__(self) -> "InPlaceRestore":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of it; what has not come to its end is undone."""
-        try:
-            if self.journal.state == "running":
-                self._fail("", KybError("it was given up"))
-        finally:
-            self._held.close()
+            self.held = held.pop_all()
 
     @property
     def steps(self) -> tuple[str, ...]:
         return STEPS
-
-    def _holding(self) -> AbstractContextManager[object]:
-        return contextlib.nullcontext()
 
     def finish(self) -> StepJournal:
         """What was in place lies beside from now on."""
@@ -257,18 +232,17 @@ class InPlaceRestore(Stepped[StepJournal]):
         """
         if not self.work.journalled:
             return ""
-        with _undisturbed():
-            _log.warning("the restore failed and is undone: %s", error)
-            if self.journal.began("start"):  # with the new state, which it would go on with
-                with contextlib.suppress(KybError):
-                    stop_service(self.how)
-            undo(self.work)
-            if self.options.service:
-                start_service(self.how)
-            if self._posted and self._flags_now is not None:
-                await_api(self.how)
-                restore_flags(self.how, self._flags_now)
-            forget(self.work)
+        _log.warning("the restore failed and is undone: %s", error)
+        if self.journal.began("start"):  # with the new state, which it would go on with
+            with contextlib.suppress(KybError):
+                stop_service(self.how)
+        undo(self.work)
+        if self.options.service:
+            start_service(self.how)
+        if self._posted and self._flags_now is not None:
+            await_api(self.how)
+            restore_flags(self.how, self._flags_now)
+        forget(self.work)
         if self._posted and self._flags_now is None:
             return "the feature flags of the backup are in force: those of before are not known"
         return "everything is as it was before"
@@ -305,17 +279,6 @@ def _save(settings: Settings, backup: Backup, target: Destination, now: datetime
             f"what is there now could not be saved: {error.message}",
             hint="nothing was changed; --without-safety-backup restores all the same",
         ) from error
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C must not keep the old state from coming back."""
-    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _present_flags(how: ApplicationSettings) -> bytes | None:

@@ -6,22 +6,28 @@ whole cluster.
 """
 
 import contextlib
+import fcntl
 import hashlib
+import logging
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.errors import RestoreFailed
+from kyb_backup_pipeline.engine.errors import Locked, NotFound, RestoreFailed
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
 from kyb_backup_pipeline.engine.manifest import utc_now, write_json
 
+_log = logging.getLogger(__name__)
+
 _FOLDER = "database/recovery"
+_ID = re.compile(r"(restore|recovery|files)_\d{8}_\d{6}_\d{6}")
 
 State = Literal["running", "done", "failed", "swapped back", "rolled back"]
 
@@ -44,7 +50,9 @@ class Step(BaseModel):
 class StepJournal(BaseModel):
     """One restore of whatever kind. ``interruption_seconds``: how long the service was away.
 
-    ``given_up``: it failed, and could not do what it then owed either.
+    ``given_up``: it failed, and could not do what it then owed either; ``restore repair`` does it.
+    ``stopped`` and ``putting_back`` say what of that is open: a service (or server) that it had stopped, and
+    a swap that was to be undone.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -57,6 +65,7 @@ class StepJournal(BaseModel):
     process: int = 0
     process_began: str = ""
     machine: str = ""
+    namespace: str = ""
     run_id: str | None = None
     service_wanted: bool = True
     interruption_seconds: float | None = None
@@ -64,6 +73,8 @@ class StepJournal(BaseModel):
     notes: list[str] = []
     error: str | None = None
     given_up: bool = False
+    stopped: bool = False
+    putting_back: bool = False
 
     def done(self, name: str) -> bool:
         """Whether a step has come to its end."""
@@ -73,17 +84,39 @@ class StepJournal(BaseModel):
         """A step that was begun, whether it ended or not."""
         return next((step for step in self.steps if step.name == name), None)
 
-    def abandoned(self) -> bool:
-        """Whether it says that it runs, but its process is gone (as far as this host can tell)."""
-        if self.state != "running":
-            return False
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is at work, and nothing owed."""
+        return self.state != "running" and not self.given_up
+
+    def alive(self) -> bool | None:
+        """Whether its process is at work; None where this host (or container) cannot tell."""
         if self.given_up:
-            return True
-        if self.machine != socket.gethostname():
             return False
-        return not process.alive(self.process) or (
-            process.started_at(self.process) != self.process_began
+        if self.machine != socket.gethostname() or self.namespace not in ("", _namespace()):
+            return None
+        return process.alive(self.process) and (
+            process.started_at(self.process) == self.process_began
         )
+
+    def abandoned(self) -> bool:
+        """Whether something is owed by a restore whose process is gone, as far as this host can tell."""
+        return not self.settled and self.alive() is False
+
+    def ours(self, machines: Sequence[str] = ()) -> bool:
+        """Whether it was this machine's work, or that of one in whose stead somebody acts."""
+        return self.machine in (socket.gethostname(), *machines)
+
+
+def _namespace() -> str:
+    """Of process ids: in another container the same number is another process."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+J = TypeVar("J", bound=StepJournal)
 
 
 class JournalFolder:
@@ -96,6 +129,7 @@ class JournalFolder:
         """Write a journal, durably, as that of this process. Raises RestoreFailed."""
         journal.process, journal.machine = os.getpid(), socket.gethostname()
         journal.process_began = process.started_at(os.getpid())
+        journal.namespace = _namespace()
         path = self.folder / f"{journal.restore_id}.json"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -108,6 +142,59 @@ class JournalFolder:
                 f"the journal {path} cannot be written: {error.strerror}",
                 hint="recovery.journals names a folder that can be written",
             ) from error
+
+    @contextlib.contextmanager
+    def locked(self, place: str, taken: str) -> Iterator[None]:
+        """Hold a lock of this host that is named after a place. Raises Locked (with ``taken``), RestoreFailed."""
+        path = self.folder / f".{hashlib.sha256(place.encode()).hexdigest()[:16]}.lock"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise RestoreFailed(
+                f"{self.folder} cannot be used for journals: {error.strerror}",
+                hint="recovery.journals names a folder that can be written",
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise Locked(taken, hint="wait for it; its journal stands in the repository's "
+                         "database/recovery") from None  # fmt: skip
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def read(self, model: type[J], pattern: "re.Pattern[str]") -> list[J]:
+        """The journals of one kind, the newest first; one that cannot be read is named in a warning."""
+        try:
+            names = sorted(
+                (n for n in os.listdir(self.folder) if pattern.fullmatch(n)), reverse=True
+            )
+        except OSError:
+            return []
+        found = []
+        for name in names:
+            try:
+                found.append(model.model_validate_json((self.folder / name).read_bytes()))
+            except (OSError, ValueError) as error:
+                said = str(error).splitlines()[0]
+                _log.warning("the journal %s cannot be read, and is passed over: %s",
+                             self.folder / name, said)  # fmt: skip
+        return found
+
+    def find(self, restore_id: str) -> StepJournal:
+        """What every journal has, of one restore of whatever kind. Raises NotFound."""
+        path = self.folder / f"{restore_id}.json"
+        try:
+            if not _ID.fullmatch(restore_id):
+                raise FileNotFoundError
+            return StepJournal.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise NotFound(f"there is no restore {restore_id!r} in {self.folder}") from None
+        except (OSError, ValueError) as error:
+            raise RestoreFailed(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
     @contextlib.contextmanager
     def step(self, journal: StepJournal, name: str) -> Iterator[Step]:
@@ -137,9 +224,6 @@ def journal_folder(settings: Settings) -> Path:
 
 def all_journals(settings: Settings) -> list[StepJournal]:
     """Every restore that was written down, of whatever kind; what cannot be read is left out."""
-    found = []
-    with contextlib.suppress(OSError):
-        for path in sorted(journal_folder(settings).glob("*.json")):
-            with contextlib.suppress(OSError, ValueError):
-                found.append(StepJournal.model_validate_json(path.read_bytes()))
-    return found
+    return JournalFolder(journal_folder(settings)).read(
+        StepJournal, re.compile(rf"{_ID.pattern}\.json")
+    )

@@ -55,16 +55,18 @@ def recover_into(
     into: Path,
     *,
     now: datetime,
+    tablespaces: Path | None = None,
     report: Reporter = silent,
 ) -> Outcome:
-    """Recover ``plan`` into the folder ``into``, which must not exist.
+    """Recover ``plan`` into the folder ``into``, which must not exist. ``tablespaces`` is where those go that
+    lay outside, by default ``<into>.tablespaces``.
 
     Raises Refused, NotEnoughSpace, CouldNotVerify without programs of that version, RestoreFailed.
     """
     into = into.absolute()
     check_place(plan, into)
     base = plan.base
-    tablespaces = _tablespaces_of(into)
+    tablespaces = tablespaces or _tablespaces_of(into)
     repository = Repository(settings.repository)
     with (
         repository.reading(plan.coverage.base),
@@ -125,6 +127,10 @@ def check_place(plan: RecoveryPlan, into: Path) -> None:
                 f"{path} exists: recovery goes into a new folder only",
                 hint="choose another, or move it away yourself",
             )
+    for folder in into.parents:
+        if (folder / "PG_VERSION").exists():
+            raise Refused(f"{folder} is a data folder: nothing is made inside of it",
+                          hint="name a folder beside it")  # fmt: skip
     if not into.parent.is_dir():
         raise Refused(f"{into.parent} is not there", hint="make it first, for the server's user")
     base = plan.base

@@ -8,9 +8,7 @@ an advisory lock in the server, for all of them.
 """
 
 import contextlib
-import fcntl
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,7 +17,7 @@ from typing import Any
 import psycopg
 
 from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.errors import Locked, NotFound
+from kyb_backup_pipeline.engine.errors import Locked
 from kyb_backup_pipeline.engine.journal import JournalFolder, StepJournal, journal_folder
 from kyb_backup_pipeline.engine.postgres import Target, connect
 
@@ -30,6 +28,7 @@ class Journal(StepJournal):
     """One restore. ``old_oid`` and ``new_oid`` are those of the live and of the restored database.
 
     ``kept``: the restored database did not come into place, and was left for a person to look at.
+    ``rollback``: what comes into place is a database that was there before.
     """
 
     host: str
@@ -42,6 +41,7 @@ class Journal(StepJournal):
     new_oid: int | None = None
     safety_backup: str | None = None
     kept: bool = False
+    rollback: bool = False
     safety_wanted: bool = True
     tables: tuple[str, ...] = ()
 
@@ -75,48 +75,40 @@ class Journals(JournalFolder):
 
     def all(self, target: Target) -> list[Journal]:
         """The journals of a server, the newest first."""
-        try:
-            names = sorted((n for n in os.listdir(self.folder) if _NAME.fullmatch(n)), reverse=True)
-        except OSError:
-            return []
-        found = [Journal.model_validate_json((self.folder / name).read_bytes()) for name in names]
-        return [j for j in found if (j.host, j.port) == (target.host, target.port)]
-
-    def find(self, restore_id: str) -> Journal:
-        """The journal of one restore. Raises NotFound."""
-        path = self.folder / f"{restore_id}.json"
-        if not _NAME.fullmatch(path.name) or not path.exists():
-            raise NotFound(f"there is no restore {restore_id!r} in {self.folder}")
-        return Journal.model_validate_json(path.read_bytes())
+        return [j for j in self.read(Journal, _NAME)
+                if (j.host, j.port) == (target.host, target.port)]  # fmt: skip
 
     @contextlib.contextmanager
-    def holding(self, target: Target) -> Iterator[None]:
-        """Hold the restore's lock of a database, on this host and in the server. Raises Locked."""
-        key = f"{target.host}:{target.port}/{target.dbname}"
-        number = int.from_bytes(hashlib.sha256(target.dbname.encode()).digest()[:7], "big")
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self.folder / f".{hashlib.sha256(key.encode()).hexdigest()[:16]}.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    def holding(self, target: Target) -> Iterator[psycopg.Connection]:
+        """Hold the restore's lock of a database, on this host and in the server. Raises Locked.
+
+        It is the connection that holds the lock in the server.
+        """
+        place = f"{target.host}:{target.port}/{target.dbname}"
+        with self.locked(place, _taken(target)), holding_lock(target) as connection:
+            yield connection
+
+
+@contextlib.contextmanager
+def holding_lock(target: Target) -> Iterator[psycopg.Connection]:
+    """Hold the lock of a database in the server; it goes with the connection. Raises Locked."""
+    number = int.from_bytes(hashlib.sha256(target.dbname.encode()).digest()[:7], "big")
+    with connect(maintenance(target)) as connection:
+        (free,) = connection.execute("SELECT pg_try_advisory_lock(%s)", (number,)).fetchone() or (
+            False,
+        )
+        if not free:
+            raise Locked(_taken(target), hint="wait for it; its journal stands in the repository's "
+                         "database/recovery")  # fmt: skip
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise _locked(target) from None
-            with connect(maintenance(target)) as connection:
-                (free,) = connection.execute(
-                    "SELECT pg_try_advisory_lock(%s)", (number,)
-                ).fetchone() or (False,)
-                if not free:
-                    raise _locked(target)
-                try:
-                    yield
-                finally:
-                    with contextlib.suppress(
-                        psycopg.Error
-                    ):  # else it goes with the session, a bit later
-                        connection.execute("SELECT pg_advisory_unlock(%s)", (number,))
+            yield connection
         finally:
-            os.close(descriptor)
+            with contextlib.suppress(psycopg.Error):  # else it goes with the session, a bit later
+                connection.execute("SELECT pg_advisory_unlock_all()")
+
+
+def _taken(target: Target) -> str:
+    return f"another restore of {target.dbname!r} on {target.host}:{target.port} is at work"
 
 
 def maintenance(target: Target) -> Target:
@@ -128,10 +120,3 @@ def derived_name(database: str, suffix: str) -> str:
     """A name that begins with the database's and fits into PostgreSQL's 63 bytes."""
     room = 63 - len(suffix.encode())
     return database.encode()[:room].decode(errors="ignore") + suffix
-
-
-def _locked(target: Target) -> Locked:
-    return Locked(
-        f"another restore of {target.dbname!r} on {target.host}:{target.port} is at work",
-        hint="wait for it; its journal stands in the repository's database/recovery",
-    )

@@ -11,19 +11,16 @@ from psycopg import sql
 
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database_swap import (
-    check_swappable,
     database_named,
     database_oid,
-    swap_databases,
 )
-from kyb_backup_pipeline.engine.errors import KybError, NotFound, RestoreFailed
-from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.errors import NotFound, RestoreFailed
 from kyb_backup_pipeline.engine.postgres import connect
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, derived_name, maintenance
 from kyb_backup_pipeline.engine.restore_outlook import restoring_target
-from kyb_backup_pipeline.engine.service import start_service, stop_service
 
-_ROLLED_BACK = "_rolled_back_"
+ROLLED_BACK = "_rolled_back_"
+"""In the name of a restored database that was put aside again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +59,7 @@ def replaced_databases(settings: Settings) -> list[Replaced]:
 
 def _is_of(journal: Journal, name: str) -> bool:
     """Whether a restore gave a database that name: on another server at this address an OID is no proof."""
-    aside = derived_name(journal.database, f"{_ROLLED_BACK}{'0' * 14}")[:-14]
+    aside = derived_name(journal.database, f"{ROLLED_BACK}{'0' * 14}")[:-14]
     return name in (journal.replaced_name, journal.new_name) or name.startswith(aside)
 
 
@@ -95,7 +92,7 @@ def last_swapped(settings: Settings) -> Journal:
     server = maintenance(target)
     live = database_oid(server, target.dbname)
     for journal in Journals.of(settings).all(target):
-        if journal.database != target.dbname or journal.into is not None:
+        if journal.database != target.dbname or journal.into is not None or journal.rollback:
             continue
         if journal.new_oid is not None and journal.new_oid == live and journal.old_oid is not None:
             old = database_named(server, journal.old_oid)
@@ -107,36 +104,3 @@ def last_swapped(settings: Settings) -> Journal:
             return journal
     raise NotFound(f"{target.dbname!r} was not put in place by a restore that is known here",
                    hint="kyb-backup restore replaced lists the databases that were replaced")  # fmt: skip
-
-
-def roll_back(settings: Settings, journal: Journal, *, service: bool = True) -> str:
-    """Put the replaced database back; the name that the restored one has from now on.
-
-    Raises RestoreFailed; then nothing was swapped, and the service was started again.
-    """
-    target = restoring_target(settings)
-    server = maintenance(target)
-    journals = Journals.of(settings)
-    with journals.holding(target):
-        assert journal.old_oid is not None
-        assert journal.new_oid is not None
-        old = database_named(server, journal.old_oid)
-        if old is None or database_oid(server, target.dbname) != journal.new_oid:
-            raise RestoreFailed("the databases are not those of the journal any more")
-        check_swappable(server, journal.new_oid)
-        aside = derived_name(target.dbname, f"{_ROLLED_BACK}{utc_now():%Y%m%d%H%M%S}")
-        try:
-            if service:
-                stop_service(settings.application)
-            swap_databases(server, live=target.dbname, aside=aside, new=old.name)
-        except KybError as error:
-            if service:
-                start_service(settings.application)
-            error.message += "; nothing was swapped"
-            raise
-        journal.state = "rolled back"
-        journal.finished_at = utc_now()
-        journals.keep(journal)
-        if service:
-            start_service(settings.application)
-    return aside

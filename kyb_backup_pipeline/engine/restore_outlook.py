@@ -174,7 +174,7 @@ def leftovers(settings: Settings, keep: str = "") -> list[tuple[str, Journal]]:
     server = maintenance(target)
     found = []
     for journal in Journals.of(settings).all(target):
-        if journal.restore_id == keep or journal.kept:
+        if journal.restore_id == keep or journal.kept or journal.rollback:
             continue
         if journal.state == "running" and not journal.abandoned():
             continue

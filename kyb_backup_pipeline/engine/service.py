@@ -25,6 +25,15 @@ def start_service(settings: ApplicationSettings) -> None:
     _run(settings.start_command, settings.service_timeout, "service", "application.start_command")
 
 
+def start_service_again(settings: ApplicationSettings, so_far: str) -> None:
+    """Start the service at the end of what is owed; an error says how things stand, too."""
+    try:
+        start_service(settings)
+    except RestoreFailed as error:
+        error.message = "; ".join(filter(None, (so_far, error.message)))
+        raise
+
+
 def stop_server(settings: RecoverySettings) -> None:
     """Stop the database server. Raises RestoreFailed if it does not stop in time."""
     command, deadline = settings.stop_server_command, settings.server_timeout

@@ -218,8 +218,8 @@ def swap(work: Work, units: list[Unit]) -> None:
             ) from error
 
 
-def undo(work: Work) -> bool:
-    """Put every old unit back, as far as they were swapped; whether any was. Raises RestoreFailed."""
+def units_of(work: Work) -> list[Unit]:
+    """The units that the journal names; none where there is no journal. Raises RestoreFailed."""
     try:
         document = json.loads((work.folder / _JOURNAL).read_bytes())
         units = [Unit(path, tuple(new), tuple(old) if old else None)
@@ -227,9 +227,15 @@ def undo(work: Work) -> bool:
         if any(".." in u.path.split("/") or u.path.startswith("/") for u in units):
             raise ValueError
     except FileNotFoundError:
-        return False
+        return []
     except (ValueError, TypeError, KeyError) as error:
         raise RestoreFailed(f"{work.folder / _JOURNAL} cannot be read") from error
+    return units
+
+
+def undo(work: Work) -> bool:
+    """Put every old unit back, as far as they were swapped; whether any was. Raises RestoreFailed."""
+    units = units_of(work)
     swapped = False
     for unit in reversed(units):
         target, aside = work.base / unit.path, work.aside / unit.path
