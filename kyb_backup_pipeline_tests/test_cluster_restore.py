@@ -1,5 +1,6 @@
 """A recovered cluster in the place of the running one: real servers, stopped and started by real commands."""
 
+import contextlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 
 from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.cluster_journal import ClusterJournals
 from kyb_backup_pipeline.engine.cluster_restore import (
     STEPS,
     repair_cluster,
@@ -234,11 +236,11 @@ def test_latest_loses_nothing_that_was_acknowledged_or_is_refused(plant: Plant) 
     plant.primary.increment()
     plant.primary.sql("INSERT INTO t SELECT generate_series(1, 7)",
                       "CREATE ROLE few LOGIN SUPERUSER CONNECTION LIMIT 0")  # fmt: skip
+    data = {"KYB_RECOVERY__DATA_DIRECTORY": str(plant.data)}
     with pytest.raises(Refused, match="cannot be brought in"):
-        plant.restore("latest", DB_USER="nobody_of_this_name")
+        plant.restore("latest", DB_USER="nobody_of_this_name", **data)
     assert plant.rows() == 1007
     assert plant.calls()[-1:] == ["start"]
-    data = {"KYB_RECOVERY__DATA_DIRECTORY": str(plant.data)}
     plant.cluster.stop(signal.SIGQUIT)  # it crashed; its folder and its WAL are there
     with pytest.raises(Refused, match="is down: what it wrote last"):
         plant.restore("latest", **data)
@@ -276,7 +278,7 @@ def test_a_put_back_that_could_not_start_is_finished_by_repair(plant: Plant, mom
     place = plant.said.parent
     start = plant.environment["KYB_RECOVERY__START_SERVER_COMMAND"]
     closed = shlex.join(["sh", "-c", f"test -e {place}/open && {start}"])
-    with pytest.raises(RestoreFailed, match="did not start.*restore repair"):
+    with pytest.raises(RestoreFailed, match=r"did not start.*restore repair"):
         plant.restore(moment, KYB_RECOVERY__START_SERVER_COMMAND=closed)
     assert not server_runs(plant.data)
     assert not plant.journals()[0].settled

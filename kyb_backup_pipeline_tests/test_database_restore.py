@@ -1,5 +1,6 @@
 """The database back: beside the live one first, in its place once it is proved, and the way back."""
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -113,6 +114,13 @@ class Live:
 
 @pytest.fixture
 def live(settings: Settings, server: Cluster, tmp_path: Path, drills: Path) -> Iterator[Live]:
+    with living(settings, server, tmp_path, drills) as live:
+        yield live
+
+
+@contextlib.contextmanager
+def living(settings: Settings, server: Cluster, tmp_path: Path, drills: Path) -> Iterator[Live]:
+    """The live database for the block; what restores made of it goes afterwards."""
     (tmp_path / "service.sh").write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/service.log\n')
     (tmp_path / "service.sh").chmod(0o755)
     environment = {

@@ -370,7 +370,7 @@ def settle(settings: Settings, journal: ClusterJournal) -> str:
         return ""
     live, into, replaced = Path(journal.live), Path(journal.into), Path(journal.replaced or "")
     settle_names(live, into, replaced, journal.old_inode)
-    state: State = "failed"
+    state: State = "swapped back" if journal.state == "swapped back" else "failed"
     said = [f"{live} is as it was"]
     if is_switched(journal) and journal.putting_back and journal.old_inode is not None:
         with contextlib.suppress(KybError):
@@ -381,7 +381,7 @@ def settle(settings: Settings, journal: ClusterJournal) -> str:
         if server_runs(live):
             stop_server(settings.recovery)
         take_back(live, into, replaced)
-        state = "swapped back"
+        state = journal.state = "swapped back"
     elif is_switched(journal):
         said = [f"{live} is the recovered cluster"]
         if journal.old_inode is not None:

@@ -391,6 +391,7 @@ def settle(settings: Settings, server: Target, journal: Journal) -> str:
     Before the swap the half-restored database goes; behind it the restored one stays, unless it is to be put
     back; a service that was stopped is started.
     """
+    state: State = "swapped back" if journal.state == "swapped back" else "failed"
     if is_swapped(server, journal) and journal.putting_back and journal.old_oid is not None:
         if journal.service_wanted:
             journal.stopped = True
@@ -401,7 +402,7 @@ def settle(settings: Settings, server: Target, journal: Journal) -> str:
         )
         journal.kept = True
         said = f"swapped back: {journal.database!r} is the old one, the restored one {journal.new_name!r}"
-        state: State = "swapped back"
+        state = journal.state = "swapped back"
     elif is_swapped(server, journal):
         said = f"the restored database is in place, the old one is {journal.replaced_name!r}"
         if journal.putting_back:
@@ -411,7 +412,6 @@ def settle(settings: Settings, server: Target, journal: Journal) -> str:
         if not (journal.kept or journal.rollback):
             drop_restoring(server, journal)
         said = f"{journal.database!r} is as it was" if journal.into is None else ""
-        state = "failed"
     if journal.stopped and journal.service_wanted:
         start_service_again(settings.application, said)
         journal.stopped = False
