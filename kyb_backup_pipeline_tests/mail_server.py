@@ -41,10 +41,10 @@ class MailServer:
 
 
 @contextlib.contextmanager
-def mail_server() -> Iterator[MailServer]:
-    """Run one."""
+def mail_server(**options: Any) -> Iterator[MailServer]:
+    """Run one; ``options`` are aiosmtpd's, for encryption and logins."""
     server = MailServer(free_port())
-    controller = Controller(server, hostname="127.0.0.1", port=server.port)
+    controller = Controller(server, hostname="127.0.0.1", port=server.port, **options)
     controller.start()
     try:
         yield server

@@ -5,8 +5,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from kyb_backup_pipeline.engine.alert_channels import Channel, Delivery
+from kyb_backup_pipeline.engine.alert_decision import (
+    EVENT_KEPT,
+    EVENT_TRIED,
+    decide,
+    remembered,
+)
 from kyb_backup_pipeline.engine.alert_memory import Known, Memory
-from kyb_backup_pipeline.engine.alerts import EVENT_KEPT, EVENT_TRIED, decide, remembered
 from kyb_backup_pipeline.engine.config import AlertSettings
 from kyb_backup_pipeline.engine.trouble import Severity, Trouble
 
@@ -35,9 +40,7 @@ class Story:
         failing: Sequence[str] = (),
     ) -> list[str]:
         now = START + timedelta(hours=hours)
-        before = self.memory.model_copy(deep=True)
         decision = decide(self.memory, troubles, self.to, now=now, settings=self.settings, covers=covers)  # fmt: skip
-        assert self.memory == before, "a decision changes nothing"
         self.memory = Memory.model_validate_json(decision.memory.model_dump_json())
         for name, news in decision.news.items():
             delivery = Delivery(channel=name, delivered=name not in failing, answer="")
@@ -152,7 +155,8 @@ def test_two_of_one_key_count_as_the_worse() -> None:
 
 def test_an_event_is_offered_for_a_day_and_remembered_for_a_week() -> None:
     story = Story(MAIL, PAGER)
-    story.memory.events["run:1"] = Known(trouble=trouble("critical", "run:1"), since=START, changed=START)  # fmt: skip
+    event = Known(trouble=trouble("critical", "run:1"), since=START, changed=START)  # fmt: skip
+    story.memory = Memory(events={"run:1": event})
     assert story.look(0, failing=["pager"]) == ["mail event run:1", "pager event run:1"]
     assert story.look(EVENT_TRIED / timedelta(hours=1)) == []
     assert "run:1" in story.memory.events
@@ -162,9 +166,11 @@ def test_an_event_is_offered_for_a_day_and_remembered_for_a_week() -> None:
 
 def test_the_memory_is_bounded() -> None:
     story = Story()
-    for n in range(1500):
-        happened = Known(trouble=trouble(key=f"run:{n}"), since=START, changed=START)
-        story.memory.events[f"run:{n}"] = happened
+    happened = {
+        f"run:{n}": Known(trouble=trouble(key=f"run:{n}"), since=START, changed=START)
+        for n in range(1500)
+    }
+    story.memory = Memory(events=happened)
     story.look(0, trouble())
     assert len(story.memory.events) == 1000
     assert "run:1499" in story.memory.events

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiosmtpd.smtp import AuthResult, LoginPassword
 
-from kyb_backup_pipeline.engine import alert_memory, config
+from kyb_backup_pipeline.engine import alert_memory, alerts, config
 from kyb_backup_pipeline.engine.alert_channels import Delivery
 from kyb_backup_pipeline.engine.alert_check import alert_channels
-from kyb_backup_pipeline.engine.alert_memory import history
+from kyb_backup_pipeline.engine.alert_memory import alert_store, history
 from kyb_backup_pipeline.engine.alerts import look, one_off, ping_when_well, send_test
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import SettingsInvalid
@@ -238,6 +240,67 @@ def test_a_mail_server_that_is_not_there_is_named(site: Site) -> None:
     look(settings, [STALE], now=hours(1))
     assert [entry.delivered for entry in history(settings)] == [False, False]
     assert outcomes(look(site.settings(CHANNELS="[]"), [STALE], now=hours(2))) == {"oncall@example.com": True}  # fmt: skip
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A server's side of a certificate for localhost, which we trust as one of the host's own."""
+    key, file = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+            "-keyout", str(key), "-out", str(file), "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]  # fmt: skip
+    subprocess.run(make, check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file, key)
+    return context
+
+
+@pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")  # aiosmtpd of "tls"
+@pytest.mark.parametrize("mode", ["starttls", "tls"])
+def test_mail_is_encrypted_and_the_login_told_to_a_server_that_proves_who_it_is(
+    site: Site, certificate: ssl.SSLContext, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def login(
+        server: Any, session: Any, envelope: Any, mechanism: str, data: LoginPassword
+    ) -> AuthResult:
+        well = (data.login, data.password) == (b"kyb", TOKEN.encode())
+        return AuthResult(success=well, handled=False)
+
+    encryption = {"ssl_context" if mode == "tls" else "tls_context": certificate}
+    # of TLS from the start aiosmtpd does not know, but there is nothing else there
+    options = {
+        "authenticator": login,
+        "auth_required": True,
+        "auth_require_tls": mode == "starttls",
+    }
+    with mail_server(**encryption, **options) as mail:
+        variables = {
+            "CHANNELS": "[]",
+            "SMTP": f"localhost:{mail.port}",
+            "SMTP_TLS": mode,
+            "SMTP_USER": "kyb",
+        }
+        settings = site.settings(**variables, SMTP_PASSWORD=TOKEN)
+        assert outcomes(look(settings, [STALE], now=NOW)) == {"oncall@example.com": True}
+        assert len(mail.inbox) == 1
+        (line,) = alert_channels(settings.alerts)
+        assert line.level == "ok", line
+        wrong = site.settings(**variables, SMTP_PASSWORD="wrong")
+        (delivery,) = send_test(wrong, now=NOW)
+        assert "refused the login: 535" in delivery.answer
+        monkeypatch.delenv("SSL_CERT_FILE")
+        (delivery,) = send_test(settings, now=NOW)
+        assert "certificate verify failed" in delivery.answer
+        assert len(mail.inbox) == 1
+
+
+def test_somebody_who_hangs_with_the_lock_keeps_nobody_from_telling(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(alerts, "_patience", lambda _: 0.2)
+    with alert_store(site.settings(), 1):
+        assert len(look(site.settings(), [STALE], now=NOW)) == 2
+    assert "going on beside" in caplog.text
 
 
 def test_channels_that_hang_are_given_up_and_hold_neither_the_others_nor_the_exit(

@@ -121,7 +121,8 @@ def service(url: SecretStr) -> "NotifyBase":
     """What apprise makes of a URL. Raises Undelivered if it is none of its."""
     apprise = load_apprise()
     with _listener.listening() as said:
-        found = apprise.Apprise.instantiate(url.get_secret_value().strip())
+        asset = apprise.AppriseAsset(app_id="KYB backups")  # who speaks, where that is shown
+        found = apprise.Apprise.instantiate(url.get_secret_value().strip(), asset=asset)
     if found is None:
         raise Undelivered(f"its address is none that apprise knows{_because(said, url)}",
                           hint="https://appriseit.com/services/")  # fmt: skip

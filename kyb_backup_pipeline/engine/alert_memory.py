@@ -13,12 +13,12 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
@@ -38,14 +38,18 @@ _T = TypeVar("_T")
 What = Literal["new", "worse", "reminder", "over", "event", "test"]
 
 
-class Had(BaseModel):
+class _Remembered(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Had(_Remembered):
     """What a channel was told last of one trouble: how bad it was, and when."""
 
     severity: Severity
     at: AwareDatetime
 
 
-class Known(BaseModel):
+class Known(_Remembered):
     """One trouble as it was last seen. ``changed``: when it came, went, or had another severity before.
 
     ``had`` says what which channel was told.
@@ -55,27 +59,27 @@ class Known(BaseModel):
     since: AwareDatetime
     changed: AwareDatetime
     gone: bool = False
-    had: dict[str, Had] = {}
+    had: Mapping[str, Had] = {}
 
 
-class Failing(BaseModel):
+class Failing(_Remembered):
     """A channel that did not take what it was sent last: how often in a row, and when last."""
 
     times: int
     at: AwareDatetime
 
 
-class Memory(BaseModel):
+class Memory(_Remembered):
     """All that is remembered. ``known`` are troubles and ``events`` what merely happened, by their keys."""
 
     version: Literal[1] = 1
     written_at: AwareDatetime = datetime.fromtimestamp(0, UTC)
-    known: dict[str, Known] = {}
-    events: dict[str, Known] = {}
-    failing: dict[str, Failing] = {}
+    known: Mapping[str, Known] = {}
+    events: Mapping[str, Known] = {}
+    failing: Mapping[str, Failing] = {}
 
 
-class Item(BaseModel):
+class Item(_Remembered):
     """One piece of news in the history."""
 
     what: What
@@ -84,7 +88,7 @@ class Item(BaseModel):
     title: str
 
 
-class Entry(BaseModel):
+class Entry(_Remembered):
     """One line of the history: one message to one channel, and what became of it."""
 
     at: AwareDatetime

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from urllib.parse import quote
 
 from kyb_backup_pipeline.engine.alert_memory import What
 from kyb_backup_pipeline.engine.config import Settings
@@ -113,13 +114,13 @@ def _part(news: News, ui_url: str | None, kind_of: KindOf) -> _Part:
     if trouble.backup_id:
         kind = kind_of(trouble.backup_id) if ui else None
         link = (
-            f"{ui}/assets/{_ASSETS[kind]}?view=partitions&partition={trouble.backup_id}"
+            f"{ui}/assets/{_ASSETS[kind]}?view=partitions&partition={quote(trouble.backup_id)}"
             if kind
             else None
         )
         facts.append(("backup", trouble.backup_id, link))
     if trouble.run_id:
-        facts.append(("run", trouble.run_id, f"{ui}/runs/{trouble.run_id}" if ui else None))
+        facts.append(("run", trouble.run_id, f"{ui}/runs/{quote(trouble.run_id)}" if ui else None))
     facts.append(("since", f"{news.since:%Y-%m-%d %H:%M} UTC", None))
     return _Part(
         head=_head(news),

@@ -1,59 +1,34 @@
 """Alerts that arrive, and arrive once: the one place from which anybody is told of a trouble.
 
-Everybody who looks (the sensors, ``status --alert``, a failed run) hands over what is wrong now. ``decide``
-compares that with what each channel was told and says what is new to it; a channel that did not take its
-message has simply not been told, and gets it at the next look. So delivery is at least once for each channel,
-and a kill between sending and remembering tells again rather than never. A channel that keeps failing is
-asked less often, up to ten minutes apart.
+Everybody who looks (the sensors, ``status --alert``, a failed run) hands over what is wrong now. A channel
+that did not take its message has simply not been told, and gets it at the next look. So delivery is at least
+once for each channel, and a kill between sending and remembering tells again rather than never. A channel
+that keeps failing is asked less often, up to ten minutes apart.
 
-Where to look next: ``alert_memory`` remembers, ``alert_text`` words, ``alert_channels`` sends.
+Where to look next: ``alert_decision`` says what is told to whom, ``alert_memory`` remembers, ``alert_text``
+words, ``alert_channels`` sends.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
 
-from kyb_backup_pipeline.engine.alert_channels import Channel, Delivery, channels, deliver, within
-from kyb_backup_pipeline.engine.alert_memory import (
-    AlertStore,
-    Entry,
-    Failing,
-    Had,
-    Item,
-    Known,
-    Memory,
-    alert_store,
-)
+from kyb_backup_pipeline.engine.alert_channels import Delivery, channels, deliver, within
+from kyb_backup_pipeline.engine.alert_decision import EVERYTHING, Decision, decide, remembered
+from kyb_backup_pipeline.engine.alert_memory import AlertStore, Entry, Item, Known, alert_store
 from kyb_backup_pipeline.engine.alert_text import KindOf, Message, News, compose
 from kyb_backup_pipeline.engine.config import AlertSettings, Settings
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, SettingsInvalid
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.store import Repository
-from kyb_backup_pipeline.engine.trouble import SEVERITIES, Severity, Trouble
+from kyb_backup_pipeline.engine.trouble import Trouble
 
 _log = logging.getLogger(__name__)
 
-EVERYTHING = ("",)
-"""The prefix of every key: a look that knows of all troubles."""
-EVENT_TRIED = timedelta(hours=24)
-"""How long an event is offered to a channel that does not take it."""
-EVENT_KEPT = timedelta(days=7)
-"""How long it is remembered, so that it is not told twice."""
-GONE_KEPT = timedelta(days=7)
-"""How long a channel that takes nothing is owed the end of a trouble."""
-_EVENTS = 1000
 _IN_HISTORY = 50
-_LONGEST_REST = timedelta(minutes=10)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What is known now, and what each channel is to be told of it."""
-
-    memory: Memory
-    news: Mapping[str, Sequence[News]]
+_LONGEST = 4000
 
 
 def look(
@@ -87,14 +62,8 @@ def one_off(settings: Settings, event: Trouble, *, now: datetime) -> list[Delive
             happened = Known(trouble=event, since=now, changed=now)
             events = {**store.memory.events, event.key: happened}
             store.keep(store.memory.model_copy(update={"events": events}), now)
-        decision = decide(
-            store.memory,
-            [],
-            channels(settings.alerts),
-            now=now,
-            settings=settings.alerts,
-            covers=(),
-        )
+        to = channels(settings.alerts)
+        decision = decide(store.memory, [], to, now=now, settings=settings.alerts, covers=())
         return _tell(settings, store, decision, now)
 
 
@@ -152,96 +121,6 @@ def ping_when_well(settings: Settings) -> bool | None:
     return well
 
 
-def decide(
-    memory: Memory,
-    troubles: Sequence[Trouble],
-    to: Sequence[Channel],
-    *,
-    now: datetime,
-    settings: AlertSettings,
-    covers: Collection[str] = EVERYTHING,
-) -> Decision:
-    """What each channel is to be told, by what is wrong now and what it was told; nothing is sent."""
-    after = memory.model_copy(deep=True)
-    seen = _observe(after, troubles, now, covers)
-    _forget(after, now)
-    news: dict[str, list[News]] = {}
-    for channel in to:
-        found = [
-            News(what="event", trouble=event.trouble, since=event.since)
-            for event in after.events.values()
-            if _wants(channel, event.trouble) and channel.name not in event.had
-            and now - event.since < EVENT_TRIED
-        ]  # fmt: skip
-        for key, known in after.known.items():
-            if key in seen or known.gone:
-                found += _news_of(known, channel, now, settings)
-        if found and not _rests(after.failing.get(channel.name), now):
-            news[channel.name] = found
-    return Decision(memory=after, news=news)
-
-
-def _observe(
-    memory: Memory, troubles: Sequence[Trouble], now: datetime, covers: Collection[str]
-) -> set[str]:
-    """Bring what is known up to now; the keys of what is there."""
-    worst_last = sorted(troubles, key=lambda trouble: _rank(trouble.severity))
-    seen = {trouble.key: trouble for trouble in worst_last}
-    for key, trouble in seen.items():
-        known = memory.known.get(key)
-        if known is None:
-            memory.known[key] = Known(trouble=trouble, since=now, changed=now)
-            continue
-        if known.gone or known.trouble.severity != trouble.severity:
-            known.changed = now
-        known.gone, known.trouble = False, trouble
-    for key, known in memory.known.items():
-        if not known.gone and key not in seen and key.startswith(tuple(covers)):
-            known.gone, known.changed = True, now
-    return set(seen)
-
-
-def _news_of(known: Known, channel: Channel, now: datetime, settings: AlertSettings) -> list[News]:
-    """What this channel is to be told of one trouble: nothing, or one thing."""
-
-    def tell(what: Literal["new", "worse", "reminder", "over"]) -> list[News]:
-        return [News(what=what, trouble=known.trouble, since=known.since)]
-
-    had = known.had.get(channel.name)
-    settled = now - known.changed >= timedelta(seconds=settings.settle)
-    if known.gone:
-        return tell("over") if had is not None and settled else []
-    if had is not None and settled and _rank(known.trouble.severity) < _rank(had.severity):
-        had.severity = known.trouble.severity  # so that it is told when it gets worse again
-    if not _wants(channel, known.trouble):
-        return []
-    if had is None:
-        return tell("new")
-    if _rank(known.trouble.severity) > _rank(had.severity):
-        return tell("worse")
-    if now - had.at >= timedelta(seconds=settings.remind_after):
-        return tell("reminder")
-    return []
-
-
-def _forget(memory: Memory, now: datetime) -> None:
-    """Drop what nobody is owed any more."""
-    memory.known = {
-        key: known
-        for key, known in memory.known.items()
-        if not known.gone or (known.had and now - known.changed < GONE_KEPT)
-    }
-    young = [(key, event) for key, event in memory.events.items() if now - event.since < EVENT_KEPT]
-    memory.events = dict(young[-_EVENTS:])
-
-
-def _rests(failing: Failing | None, now: datetime) -> bool:
-    """Whether a channel that failed again and again is left alone for a while."""
-    if failing is None or failing.times < 2:
-        return False
-    return now - failing.at < min(timedelta(minutes=2 ** min(failing.times - 2, 10)), _LONGEST_REST)
-
-
 def _tell(
     settings: Settings, store: AlertStore, decision: Decision, now: datetime
 ) -> list[Delivery]:
@@ -261,25 +140,6 @@ def _tell(
         store.note(_entry(delivery, message, news, now))
         deliveries.append(delivery)
     return deliveries
-
-
-def remembered(memory: Memory, delivery: Delivery, news: Sequence[News], now: datetime) -> Memory:
-    """The memory after one channel has answered."""
-    after = memory.model_copy(deep=True)
-    name = delivery.channel
-    if not delivery.delivered:
-        before = after.failing.get(name)
-        after.failing[name] = Failing(times=before.times + 1 if before else 1, at=now)
-        return after
-    after.failing.pop(name, None)
-    for each in news:
-        place = after.events if each.what == "event" else after.known
-        known = place[each.trouble.key]
-        if each.what == "over":
-            known.had.pop(name, None)
-        else:
-            known.had[name] = Had(severity=each.trouble.severity, at=now)
-    return after
 
 
 def _entry(delivery: Delivery, message: Message, news: Sequence[News], now: datetime) -> Entry:
@@ -311,21 +171,13 @@ def _kinds(settings: Settings) -> KindOf:
 
 
 def _writable(trouble: Trouble) -> Trouble:
-    """The same without what no file and no message can hold: half characters, as names of files have them."""
+    """The same without what no file and no message holds: half characters (names of files have them), books."""
     whole: dict[str, Any] = {
-        name: text.encode("utf-8", "replace").decode()
+        name: text[:_LONGEST].encode("utf-8", "replace").decode()
         for name, text in vars(trouble).items()
         if isinstance(text, str)
     }
     return replace(trouble, **whole)
-
-
-def _wants(channel: Channel, trouble: Trouble) -> bool:
-    return _rank(trouble.severity) >= _rank(channel.minimum)
-
-
-def _rank(severity: Severity) -> int:
-    return SEVERITIES.index(severity)
 
 
 def _patience(alerts: AlertSettings) -> float:
