@@ -195,6 +195,17 @@ def test_a_hundred_bad_backups_are_a_message_that_can_be_read(site: Site) -> Non
     assert look(site.settings(), many, now=hours(1)) == []
 
 
+def test_a_service_that_takes_little_gets_the_worst_of_it(site: Site) -> None:
+    much = [
+        Trouble(key=f"w:{n}", severity="warning", title=f"w {n}", text="x" * 3000)
+        for n in range(30)
+    ]
+    look(site.settings(), [*much, STALE], now=NOW)
+    (post,) = site.posts()
+    assert post["message"].startswith("critical: no full backup for 31 h")
+    assert 30000 < len(post["message"]) <= 32768, "as apprise knows of this service"
+
+
 def test_severities_go_where_they_are_wanted(site: Site) -> None:
     pager = json.dumps([{"name": "pager", "url": site.url, "minimum": "critical"}])
     settings = site.settings(CHANNELS=pager)
@@ -420,8 +431,14 @@ def test_killed_in_mid_write_it_has_the_memory_of_before(site: Site) -> None:
 
 
 def test_two_who_look_at_once_tell_it_once(site: Site) -> None:
-    with looking(site) as one, looking(site) as two:
-        told = sorted(int(child.communicate(timeout=60)[0]) for child in (one, two))
+    def waits(child: "subprocess.Popen[str]") -> bool:
+        files = Path(f"/proc/{child.pid}/fd")
+        return any(os.readlink(file).endswith("memory.lock") for file in files.iterdir())
+
+    with alert_store(site.settings(), 1):
+        one, two = looking(site), looking(site)
+        wait_until(lambda: waits(one) and waits(two), "both wait for the lock")
+    told = sorted(int(child.communicate(timeout=60)[0]) for child in (one, two))
     assert told == [0, 2]
     assert (len(site.mail.inbox), len(site.posts())) == (1, 1)
 
@@ -463,6 +480,22 @@ def test_a_memory_that_cannot_be_written_in_the_repository_goes_elsewhere(
     assert len(look(site.settings(), [STALE], now=NOW)) == 2
     assert look(site.settings(), [STALE], now=hours(1)) == []
     assert len(history(site.settings())) == 2
+
+
+def test_a_disk_that_fills_up_and_is_emptied_again_tells_nothing_twice(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(site.folder / "state"))
+    settings = site.settings()
+    assert len(look(settings, [STALE], now=NOW)) == 2
+    in_the_way = site.memory.with_name(".memory.json.tmp")
+    in_the_way.mkdir()
+    assert len(look(settings, [], now=hours(1))) == 2
+    assert look(settings, [], now=hours(2)) == []
+    in_the_way.rmdir()
+    assert len(look(settings, [STALE], now=hours(3))) == 2
+    assert look(settings, [STALE], now=hours(4)) == []
+    assert '"gone": false' in site.memory.read_text()
 
 
 def test_no_secret_is_in_any_text_log_history_error_or_argument(

@@ -121,7 +121,7 @@ def service(url: SecretStr) -> "NotifyBase":
     """What apprise makes of a URL. Raises Undelivered if it is none of its."""
     apprise = load_apprise()
     with _listener.listening() as said:
-        asset = apprise.AppriseAsset(app_id="KYB backups")  # who speaks, where that is shown
+        asset = apprise.AppriseAsset(app_id="KYB backups", image_url_mask="", image_url_logo="")
         found = apprise.Apprise.instantiate(url.get_secret_value().strip(), asset=asset)
     if found is None:
         raise Undelivered(f"its address is none that apprise knows{_because(said, url)}",
@@ -159,6 +159,8 @@ def _notify(url: SecretStr, message: Message, seconds: float) -> str:
             body=message.html if html else message.text,
             body_format="html" if html else "text",
             notify_type=_TYPES[message.worst],
+            # what is too long is refused by some; the worst comes first
+            overflow="truncate" if plugin.overflow_mode.value == "upstream" else None,
         )
     if not taken:
         raise Undelivered(f"{plugin.service_name} did not take it{_because(said, url)}")

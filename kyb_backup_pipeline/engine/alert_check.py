@@ -60,7 +60,7 @@ def _look_at(url: SecretStr) -> Callable[[], str]:
 
 def _host_of(found: object) -> str | None:
     """The host that a service of apprise talks to, as far as it tells."""
-    if "host" in getattr(found, "template_tokens", {}):
+    if getattr(found, "template_tokens", {}).get("host", {}).get("required"):
         return getattr(found, "smtp_host", None) or getattr(found, "host", None)
     address = getattr(found, "notify_url", None)
     return urlsplit(address).hostname if isinstance(address, str) and "{" not in address else None

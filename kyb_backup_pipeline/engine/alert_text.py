@@ -126,7 +126,7 @@ def _part(news: News, ui_url: str | None, kind_of: KindOf) -> _Part:
         head=_head(news),
         title=_line(trouble.title),
         text="" if over else trouble.text[:_TEXT],
-        hint=None if over else trouble.hint,
+        hint=None if over or not trouble.hint else trouble.hint[:_TEXT],
         facts=facts,
         colour=_OVER_COLOUR if over else _COLOURS[trouble.severity],
     )
