@@ -19,6 +19,7 @@ from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.store import Repository, checksum_line
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import execute, settings_file
+from kyb_backup_pipeline_tests.mail_server import mail_server
 from kyb_backup_pipeline_tests.platforms import Platform
 from kyb_backup_pipeline_tests.running import Cli, children_of, wait_until
 
@@ -256,7 +257,9 @@ def test_check_names_what_is_missing(
 ) -> None:
     file = settings_file(settings, tmp_path / "kyb.toml")
     files = {name: value for name, value in platform.environment.items() if name[:4] == "KYB_"}
-    run = Cli(file, files).run("check", "--json")
+    with mail_server() as mail:
+        told = {"ALERT_EMAIL": "oncall@example.com", "KYB_ALERTS__SMTP": mail.address}
+        run = Cli(file, files | told).run("check", "--json")
     assert run.returncode == 0, run.stdout
     assert {line["level"] for line in json.loads(run.stdout)} == {"ok"}
     execute(server.target(), "CREATE ROLE weak LOGIN")
@@ -264,6 +267,7 @@ def test_check_names_what_is_missing(
         environment = {"DB_USER": "weak", "BACKUP_DIR": str(tmp_path / "x" / "database")}
         run = Cli(file, environment).run("check")
         assert run.returncode == 3
+        assert "nobody is told of troubles" in run.stdout
         assert "this user may not read " in run.stdout
         assert "role passwords" in run.stdout
         assert "ends in /database" in run.stdout
@@ -297,7 +301,7 @@ def test_every_command_has_help_with_examples() -> None:
 
 def test_every_command_stands_in_the_runbook_and_none_else() -> None:
     text = (_DOCS / "runbook.md").read_text()
-    mentioned = set(re.findall(r"kyb-backup ((?:backup |restore |keys )?[a-z-]+)", text))
+    mentioned = set(re.findall(r"kyb-backup ((?:alert |backup |restore |keys )?[a-z-]+)", text))
     assert mentioned == set(commands())
 
 

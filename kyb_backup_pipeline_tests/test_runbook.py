@@ -20,6 +20,7 @@ from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.postgres import Target
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import create_database, execute
+from kyb_backup_pipeline_tests.mail_server import mail_server
 from kyb_backup_pipeline_tests.platforms import Platform
 from kyb_backup_pipeline_tests.running import Cli
 from kyb_backup_pipeline_tests.wal_clusters import running_cluster
@@ -30,6 +31,8 @@ _NAME = "kyb_platform"
 
 _IN_ORDER = [
     "kyb-backup check",
+    "kyb-backup alert test",
+    "kyb-backup alert history",
     'kyb-backup backup full --id before_release_42 --label "before release 42"',
     "kyb-backup backup full && kyb-backup verify && kyb-backup drill",
     "kyb-backup backup base",
@@ -133,10 +136,12 @@ def site(platform: Platform, place: Path, drills: Path, tmp_path: Path) -> Itera
             "KYB_RESTORE_TEST__DIRECTORY": str(drills),
             "KYB_RECOVERY__STOP_SERVER_COMMAND": shlex.join(["sh", "-c", stop]),
             "KYB_RECOVERY__START_SERVER_COMMAND": shlex.join(["sh", "-c", start]),
-            "PATH": "/usr/bin:/bin",
+            "ALERT_EMAIL": "oncall@example.com", "PATH": "/usr/bin:/bin",
         }  # fmt: skip
         try:
-            yield Site(platform, cluster, environment, tmp_path)
+            with mail_server() as mail:
+                environment["KYB_ALERTS__SMTP"] = mail.address
+                yield Site(platform, cluster, environment, tmp_path)
         finally:
             subprocess.run(
                 ["sh", "-c", f"test ! -e {data}/postmaster.pid || {{ {stop}; }}"], check=True

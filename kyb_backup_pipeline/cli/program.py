@@ -31,6 +31,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "restore": ("restore", "Bring back what was backed up."),
     "report": ("report", "Write the health report: text, JSON, or a page."),
     "prune": ("prune", "Delete what need not be kept."),
+    "alert": ("alert", "Send a test alert, and show what was told to whom."),
     "keys": ("keys", "Make the keys that archives are encrypted with."),
     "demo": ("demo", "Make a sample platform and prove a backup of it through Dagster."),
     "up": ("up", "Open the Dagster UI on the sandbox of the demo."),

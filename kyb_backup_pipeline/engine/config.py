@@ -8,16 +8,25 @@ variable is an error that names it and where it stands. No message repeats a sec
 Why this is not pydantic-settings: docs/decisions/002-settings-loader.md.
 """
 
+import json
 import os
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from kyb_backup_pipeline.engine.errors import SettingsInvalid
+from kyb_backup_pipeline.engine.trouble import Severity
 
 DEFAULT_FILE = Path("kyb_backup.toml")
 FILE_VARIABLE = "KYB_CONFIG"
@@ -30,6 +39,7 @@ PROCEDURE_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "DB_NAME": ("database", "name"),
     "DB_USER": ("database", "user"),
     "DB_PASSWORD": ("database", "password"),
+    "ALERT_EMAIL": ("alerts", "email"),
 }
 """Variables that keep the names they have in the shell procedures."""
 
@@ -228,6 +238,59 @@ class MetricsSettings(_Section):
     file: Path | None = None
 
 
+class ChannelSettings(_Section):
+    """One place that alerts go to, by an address of apprise (``slack://…``), which holds a token.
+
+    ``minimum`` is the least severity that it is told of.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")]
+    url: SecretStr | None = None
+    url_file: Path | None = None
+    minimum: Severity = "warning"
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> "ChannelSettings":
+        if self.url is None and self.url_file is None:
+            raise ValueError("neither url nor url_file is set")
+        if self.url is not None and not self.url.get_secret_value().strip():
+            raise ValueError("the address is empty")
+        return self
+
+
+class AlertSettings(_Section):
+    """Who is told of troubles, and how. Times in seconds.
+
+    ``timeout`` is for one channel to take a message. ``remind_after`` is the time after which a trouble that
+    is still there is told again; ``settle`` is how long it must be gone before it is said to be over.
+    """
+
+    email: tuple[Annotated[str, Field(pattern=r"^[^\s,<>\"]+$")], ...] = ()
+    email_from: NonEmpty | None = None
+    email_minimum: Severity = "warning"
+    smtp: Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/@]+)(:[0-9]{1,5})?$")] = (
+        "localhost:25"
+    )
+    smtp_tls: Literal["none", "starttls", "tls"] | None = None
+    smtp_user: NonEmpty | None = None
+    smtp_password: SecretStr | None = None
+    smtp_password_file: Path | None = None
+    channels: tuple[ChannelSettings, ...] = ()
+    timeout: Seconds = 10
+    remind_after: Seconds = 24 * 3600
+    settle: float = Field(0, ge=0)
+    ui_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    ping_url: SecretStr | None = None
+    ping_url_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "AlertSettings":
+        names = [*dict.fromkeys(self.email), *(channel.name for channel in self.channels)]
+        if len(set(names)) < len(names):
+            raise ValueError("two channels have the same name")
+        return self
+
+
 class ScheduleSettings(_Section):
     """Cron lines, all in UTC."""
 
@@ -257,6 +320,7 @@ class Settings(_Section):
     retention: RetentionSettings = RetentionSettings()
     health: HealthSettings = HealthSettings()
     metrics: MetricsSettings = MetricsSettings()
+    alerts: AlertSettings = AlertSettings()
     schedules: ScheduleSettings = ScheduleSettings()
 
 
@@ -283,8 +347,8 @@ def load(
     for key, value in (overrides or {}).items():
         _put(merged, (key,), value)
         origins[key,] = "the command line"
-    for where in _SECRET_FILES:
-        _read_secret_file(where, merged, origins, problems)
+    for where, place in _secret_places(merged):
+        _read_secret_file(where, place, origins, problems)
     settings = None
     try:
         settings = Settings.model_validate(merged)
@@ -322,6 +386,9 @@ def _from_file(path: Path, problems: list[str]) -> dict[str, Any]:
         place = content if section is None else content.get(section)
         if isinstance(place, dict) and isinstance(place.get(key), str):
             place[key] = str(folder / place[key])
+    for _, channel in _channels(content):
+        if isinstance(channel.get("url_file"), str):
+            channel["url_file"] = str(folder / channel["url_file"])
     return content
 
 
@@ -341,6 +408,8 @@ _PATH_KEYS = (
     ("recovery", "journals"),
     ("recovery", "data_directory"),
     ("metrics", "file"),
+    ("alerts", "smtp_password_file"),
+    ("alerts", "ping_url_file"),
 )
 """Paths in the file are taken relative to the folder the file stands in."""
 
@@ -372,10 +441,10 @@ def _add_environment(
 
 
 def _by_comma(value: str) -> list[str]:
-    return [part for part in value.split(",") if part]
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
-_LIST_KEYS: Mapping[tuple[str, ...], Callable[[str], list[str]]] = {
+_LIST_KEYS: Mapping[tuple[str, ...], Callable[[str], Any]] = {
     ("postgres", "bin_dirs"): _by_comma,
     ("encryption", "recipients"): _by_comma,
     ("configuration", "include"): _by_comma,
@@ -385,8 +454,10 @@ _LIST_KEYS: Mapping[tuple[str, ...], Callable[[str], list[str]]] = {
     ("application", "start_command"): shlex.split,
     ("recovery", "stop_server_command"): shlex.split,
     ("recovery", "start_server_command"): shlex.split,
+    ("alerts", "email"): _by_comma,
+    ("alerts", "channels"): json.loads,
 }
-"""How lists are written in one variable: commands as for a shell, all else with commas."""
+"""How lists are written in one variable: commands as for a shell, tables as JSON, all else with commas."""
 
 
 def _known(where: tuple[str, ...]) -> bool:
@@ -427,19 +498,39 @@ _SECRET_FILES = (
     ("encryption", "passphrase"),
     ("application", "token"),
     ("recovery", "password"),
+    ("alerts", "smtp_password"),
+    ("alerts", "ping_url"),
 )
 """Settings that can stand in a file of their own, named by the same key with ``_file``."""
 
 
+def _secret_places(
+    merged: Mapping[str, Any],
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Each of these settings, and the table that it stands in."""
+    for section, key in _SECRET_FILES:
+        if isinstance(merged.get(section), dict):
+            yield (section, key), merged[section]
+    for number, channel in _channels(merged):
+        yield ("alerts", "channels", str(number), "url"), channel
+
+
+def _channels(tree: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    alerts = tree.get("alerts")
+    channels = alerts.get("channels") if isinstance(alerts, dict) else None
+    for number, channel in enumerate(channels if isinstance(channels, list) else ()):
+        if isinstance(channel, dict):
+            yield number, channel
+
+
 def _read_secret_file(
-    where: tuple[str, str],
-    merged: dict[str, Any],
+    where: tuple[str, ...],
+    place: dict[str, Any],
     origins: dict[tuple[str, ...], str],
     problems: list[str],
 ) -> None:
-    section, key = where
-    place = merged.get(section)
-    if not isinstance(place, dict) or not isinstance(place.get(f"{key}_file"), str):
+    key = where[-1]
+    if not isinstance(place.get(f"{key}_file"), str):
         return
     path = Path(place[f"{key}_file"])
     try:
@@ -447,7 +538,7 @@ def _read_secret_file(
         origins[where] = f"secret file {path}"
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        problems.append(f"{section}.{key}_file: file {path}: {reason}")
+        problems.append(f"{'.'.join(where)}_file: file {path}: {reason}")
 
 
 def _explain(problem: Any, origins: Mapping[tuple[str, ...], str]) -> str:

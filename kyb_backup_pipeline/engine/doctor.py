@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 
 from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.alert_check import alert_channels
 from kyb_backup_pipeline.engine.checkup import Level, Line, archives
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database import Database, read_database
@@ -36,10 +37,11 @@ from kyb_backup_pipeline.engine.wal_intake import NEW_BASE, archive_lines, archi
 
 
 def examine(settings: Settings) -> Iterator[Line]:
-    """Look at everything that backups and their restore tests need."""
+    """Look at everything that backups, their restore tests and alerts need."""
     yield from _repository(settings)
     yield from _space(settings.repository, settings.backup.minimum_free)
     yield from archives(settings)
+    yield from alert_channels(settings.alerts)
     database = None
     try:
         with connect(Target.of(settings), FIXED_SETTINGS) as connection:
