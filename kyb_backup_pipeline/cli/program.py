@@ -29,6 +29,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "drill": ("drill", "Restore a backup on a throwaway server and compare it with its source."),
     "restore": ("restore", "Bring back what was backed up."),
     "prune": ("prune", "Delete what need not be kept."),
+    "hold": ("hold", "Keep a backup from being deleted until a day."),
     "keys": ("keys", "Make the keys that archives are encrypted with."),
     "demo": ("demo", "Make a sample platform and prove a backup of it through Dagster."),
     "up": ("up", "Open the Dagster UI on the sandbox of the demo."),

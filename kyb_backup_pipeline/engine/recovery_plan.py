@@ -23,7 +23,7 @@ from kyb_backup_pipeline.engine.errors import (
     ProofFailed,
     Refused,
 )
-from kyb_backup_pipeline.engine.manifest import Kind, Manifest
+from kyb_backup_pipeline.engine.manifest import Manifest
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.wal import (
     History,
@@ -184,18 +184,20 @@ def coverages(repository: Repository) -> list[Coverage]:
     """What the repository covers: by base backup, the newest first, and of each the latest timeline first."""
     store = repository.wal
     names = {timeline: set(store.names(timeline)) for timeline in store.timelines()}
-    increments = _by_log(repository, "incremental")
+    increments = in_log_order(repository.backups(("incremental",)))
     return [
         coverage
-        for base in reversed(_by_log(repository, "base"))
+        for base in reversed(in_log_order(repository.backups(("base",))))
         for coverage in _of_base(base, increments, store, names)
     ]
 
 
-def _by_log(repository: Repository, kind: Kind) -> list[Backup]:
-    """The backups of a kind that can be read, in the order of the log; clusters one after the other."""
-    backups = [b for b in repository.backups((kind,)) if b.manifest and b.manifest.wal]
-    clusters = [b.require_manifest().require_wal().system_identifier for b in backups]
+def in_log_order(newest_first: Iterable[Backup]) -> list[Backup]:
+    """The backups that can be read, in the order of the log; clusters one after the other, that of the
+    newest backup last."""
+    backups = [b for b in newest_first if b.manifest and b.manifest.wal]
+    found = (b.require_manifest().require_wal().system_identifier for b in backups)
+    clusters = list(dict.fromkeys(found))
 
     def order(backup: Backup) -> tuple[int, int, int]:
         wal = backup.require_manifest().require_wal()
@@ -214,13 +216,7 @@ def _of_base(
            if m.require_wal().system_identifier == wal.system_identifier]  # fmt: skip
     found: list[Coverage] = []
     for timeline in sorted({wal.timeline, *(m.require_wal().timeline for m in own)}, reverse=True):
-        lost: tuple[str, ...] = ()
-        try:
-            history = parse_history(timeline, store.history(timeline))
-        except ProofFailed as error:
-            history, lost = History(timeline), (error.message,)
-        if timeline > 1 and not history.switches and not lost:
-            lost = (history_name(timeline),)
+        history, lost = read_history(store, timeline)
         if not lost and not history.contains(wal.timeline, first):
             continue
         path = [m for m in own if _on(history, m, first)]
@@ -228,6 +224,16 @@ def _of_base(
             continue  # a later timeline leads to all of it
         found.append(_coverage(base, history, path, lost, names))
     return found or [_coverage(base, History(wal.timeline), [], (), names)]
+
+
+def read_history(store: WalStore, timeline: int) -> tuple[History, tuple[str, ...]]:
+    """Where a timeline comes from, and what of that is lost: its history file, missing or damaged."""
+    try:
+        history = parse_history(timeline, store.history(timeline))
+    except ProofFailed as error:
+        return History(timeline), (error.message,)
+    lost = timeline > 1 and not history.switches
+    return history, (history_name(timeline),) if lost else ()
 
 
 def _ids(manifests: Iterable[Manifest]) -> list[str]:
