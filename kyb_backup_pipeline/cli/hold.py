@@ -48,7 +48,6 @@ def command(
         _list(holds.all(), as_json)
         return
     valid_id(backup_id)
-    repository.require_whole()
     with repository.deleting(now):  # a prune that runs may have it in mind already
         if release:
             if until or why:

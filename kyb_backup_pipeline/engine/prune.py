@@ -66,7 +66,6 @@ def prune(
     Raises Refused for a clock that cannot be right, Locked while another prune runs, NotFound without a
     repository, CouldNotVerify where a part of it cannot be read.
     """
-    repository.require_whole()
     with repository.deleting(now):
         record = PruneRecord(
             state="running",

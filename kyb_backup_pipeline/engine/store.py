@@ -362,7 +362,13 @@ class Repository:
 
     @contextlib.contextmanager
     def deleting(self, now: datetime) -> Iterator[None]:
-        """Hold the lock of those who delete, and of those who say what must not be. Raises Locked."""
+        """Hold the lock of those who delete, and of those who say what must not be.
+
+        Raises NotFound where a part of the repository is out of sight, Locked.
+        """
+        self.require_whole()
+        if not _is_folder(self.root / _LOCKS):  # the old scripts made no such folder
+            self.create()
         with self._locked("prune", "another prune is running", _holder_of(now)):
             yield
 
@@ -534,7 +540,7 @@ def _has_manifest(folder: Path) -> bool:
 def _is_folder(path: Path) -> bool:
     try:
         return stat.S_ISDIR(path.stat().st_mode)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError as error:
         raise _closed(path.parent) from error
