@@ -12,12 +12,10 @@ is read without writing anything. Newest means by the manifest's time, never by 
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
-import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,9 +29,15 @@ from kyb_backup_pipeline.engine.errors import (
     KybError,
     Locked,
     NotFound,
-    SettingsInvalid,
 )
-from kyb_backup_pipeline.engine.files import NO_SPACE, flush_folder, no_space, write_durably
+from kyb_backup_pipeline.engine.files import (
+    NO_SPACE,
+    flush_folder,
+    no_space,
+    not_writable,
+    write_durably,
+)
+from kyb_backup_pipeline.engine.locks import exclusive, holder_of
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
     MANIFEST_CHECKSUM,
@@ -153,7 +157,7 @@ class Repository:
                     if not place.is_dir():
                         place.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise _not_writable(self.root, error) from error
+            raise not_writable(self.root, error) from error
 
     def require_whole(self) -> None:
         """Raise NotFound where the repository, or a part of it, is out of sight.
@@ -279,7 +283,7 @@ class Repository:
         """
         valid_id(backup_id)
         self.create()
-        holder = {"backup": backup_id, **_holder_of(now)}
+        holder = {"backup": backup_id, **holder_of(now)}
         if purpose is not None:
             holder = {"for": purpose, **holder}
         with self._writer_lock(kind, holder):
@@ -369,7 +373,7 @@ class Repository:
         self.require_whole()
         if not _is_folder(self.root / _LOCKS):  # the old scripts made no such folder
             self.create()
-        with self._locked("prune", "another prune is running", _holder_of(now)):
+        with exclusive(self._lock("prune"), "another prune is running", holder_of(now)):
             yield
 
     @contextlib.contextmanager
@@ -377,7 +381,7 @@ class Repository:
         """Hold the writers' locks of some kinds. Raises Locked where one is written."""
         with contextlib.ExitStack() as held:
             for kind in kinds:
-                held.enter_context(self._writer_lock(kind, {"for": purpose, **_holder_of(now)}))
+                held.enter_context(self._writer_lock(kind, {"for": purpose, **holder_of(now)}))
             yield
 
     @property
@@ -459,37 +463,11 @@ class Repository:
     @contextlib.contextmanager
     def _writer_lock(self, kind: Kind, holder: Mapping[str, object]) -> Iterator[None]:
         busy = f"another {kind.replace('_', ' ')} backup is being written"
-        with self._locked(kind, busy, holder):
+        with exclusive(self._lock(kind), busy, holder):
             yield
 
-    @contextlib.contextmanager
-    def _locked(self, name: str, busy: str, holder: Mapping[str, object]) -> Iterator[None]:
-        path = self.root / _LOCKS / f"{name}.lock"
-        try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise _not_writable(self.root, error) from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Locked(
-                    f"{busy}: {_holder(descriptor)}", hint="wait for it, or look why it hangs"
-                ) from None
-            with contextlib.suppress(OSError):  # on a full disk a deletion must not need room
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-            yield
-            os.ftruncate(descriptor, 0)
-        finally:
-            os.close(descriptor)
-
-
-def _holder_of(now: datetime) -> dict[str, object]:
-    """What a lock says about its holder."""
-    return {"process": os.getpid(), "host": socket.gethostname(),
-            "since": now.isoformat(timespec="seconds")}  # fmt: skip
+    def _lock(self, name: str) -> Path:
+        return self.root / _LOCKS / f"{name}.lock"
 
 
 def _discard(folder: Path) -> None:
@@ -504,23 +482,6 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _not_writable(root: Path, error: OSError) -> KybError:
-    if error.errno in NO_SPACE:
-        return no_space(root, error)
-    return SettingsInvalid(
-        f"the repository {root} cannot be written: {error.strerror}",
-        hint="set BACKUP_DIR (or repository) to a folder this user may write",
-    )
-
-
-def _holder(descriptor: int) -> str:
-    try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-        return ", ".join(f"{key} {value}" for key, value in holder.items())
-    except (ValueError, OSError, AttributeError):
-        return "by a process that has not said who it is yet"
 
 
 def _kind_by_name(kind: Kind, name: str) -> Kind:
