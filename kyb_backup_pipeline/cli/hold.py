@@ -1,14 +1,12 @@
 """``kyb-backup hold``: keep a backup from being deleted until a day."""
 
-import getpass
 import json
-import socket
 
 import click
 
 from kyb_backup_pipeline.cli.session import Session, with_session
 from kyb_backup_pipeline.engine.errors import InvalidRequest
-from kyb_backup_pipeline.engine.holds import Hold, Holds, parse_until
+from kyb_backup_pipeline.engine.holds import Hold, Holds, caller, parse_until
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.store import Repository, valid_id
 
@@ -58,9 +56,8 @@ def command(
         if not until or not why or not why.strip():
             raise InvalidRequest("a hold needs --until and --why", hint="kyb-backup hold --help")
         repository.find(backup_id)
-        by = f"{getpass.getuser()}@{socket.gethostname()}"
         hold = Hold(backup_id=backup_id, until=parse_until(until, now), why=" ".join(why.split()),
-                    by=by, placed_at=now)  # fmt: skip
+                    by=caller(), placed_at=now)  # fmt: skip
         holds.place(hold)
     click.echo(f"{backup_id} is {hold}")
 

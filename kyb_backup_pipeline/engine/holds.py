@@ -4,8 +4,10 @@ One JSON file a backup, ``holds/<id>.json``, written durably. A hold that cannot
 wrote it wanted the backup kept. An expired one holds nothing.
 """
 
+import getpass
 import logging
 import os
+import socket
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
@@ -36,6 +38,15 @@ class Hold(BaseModel):
         if self.until is None:
             return self.why
         return f"held until {self.until:%Y-%m-%d %H:%M} UTC: {self.why}"
+
+
+def caller() -> str:
+    """Who does this, as user@host; accounts without a name have a number."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def parse_until(text: str, now: datetime) -> datetime:

@@ -8,9 +8,7 @@ What somebody reads is skipped and said so. Of chains then all that would follow
 backup or an increment is being written.
 """
 
-import getpass
 import logging
-import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from itertools import groupby
 
 from kyb_backup_pipeline.engine.config import RetentionSettings
 from kyb_backup_pipeline.engine.errors import KybError, Locked, NotFound, Refused
-from kyb_backup_pipeline.engine.holds import Holds
+from kyb_backup_pipeline.engine.holds import Holds, caller
 from kyb_backup_pipeline.engine.inventory import read_inventory
 from kyb_backup_pipeline.engine.log_retention import wal_of
 from kyb_backup_pipeline.engine.manifest import Kind, utc_now
@@ -70,7 +68,7 @@ def prune(
         record = PruneRecord(
             state="running",
             began_at=now,
-            by=f"{getpass.getuser()}@{socket.gethostname()}",
+            by=caller(),
             run_id=wish.run_id,
             despite_clock=wish.despite_clock,
             settings=settings.model_dump(),

@@ -362,7 +362,10 @@ class Repository:
         for leftover in self.leftovers():
             if leftover.folder.name.endswith(_DELETED):
                 _log.warning("removing %s, left by a killed deletion", leftover.folder)
-                _discard(leftover.folder)
+                try:
+                    _discard(leftover.folder)
+                except OSError as error:
+                    _log.warning("%s stays: %s", leftover.folder, error.strerror)
 
     @contextlib.contextmanager
     def deleting(self, now: datetime) -> Iterator[None]:
