@@ -46,6 +46,7 @@ from kyb_backup_pipeline.defs.recovery import (
     restore_point_in_time,
 )
 from kyb_backup_pipeline.defs.resources import EngineResource
+from kyb_backup_pipeline.defs.retention import retention, retention_job, retention_schedule
 from kyb_backup_pipeline.defs.sensors import follow_repository, repository_sensor
 from kyb_backup_pipeline.defs.verify_all import verify_all_backups, verify_all_schedule
 
@@ -64,6 +65,7 @@ defs = dg.Definitions(
         application_state_verification,
         configuration_archive,
         configuration_verification,
+        retention,
     ],
     jobs=[
         full_backup_job,
@@ -73,6 +75,7 @@ defs = dg.Definitions(
         pre_deployment_backup,
         configuration_job,
         verify_all_backups,
+        retention_job,
         follow_repository,
         restore_database,
         restore_point_in_time,
@@ -85,6 +88,7 @@ defs = dg.Definitions(
         point_in_time_test_schedule,
         configuration_schedule,
         verify_all_schedule,
+        retention_schedule,
     ],
     sensors=[
         repository_sensor,

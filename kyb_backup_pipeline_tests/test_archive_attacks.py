@@ -21,7 +21,7 @@ from kyb_backup_pipeline.engine.file_repair import repair_all
 from kyb_backup_pipeline.engine.file_restore import restore_in_place
 from kyb_backup_pipeline.engine.file_unpacking import Options, Restored, restore_into
 from kyb_backup_pipeline.engine.manifest import Proof, Verdict, utc_now
-from kyb_backup_pipeline.engine.retention import proved
+from kyb_backup_pipeline.engine.standing import Standing, standing
 from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.swap import Work, undo, unfinished
 from kyb_backup_pipeline_tests.platforms import Platform, answer, answering
@@ -497,14 +497,14 @@ def test_a_pass_stands_until_a_failure(platform: Platform) -> None:
     backup = platform.configuration()
     records = platform.repository.records
 
-    def verdict(what: Verdict, day: int) -> bool | None:
+    def verdict(what: Verdict, day: int) -> Standing:
         when = datetime(2026, 1, day, tzinfo=UTC)
         records.keep(Proof(backup_id=backup.backup_id, proof="verification", verdict=what,
                            summary="", started_at=when, finished_at=when))  # fmt: skip
-        return proved(platform.repository, backup.backup_id)
+        return standing(records, backup.backup_id)
 
-    assert proved(platform.repository, backup.backup_id) is None
-    assert verdict("could_not_verify", 1) is None
-    assert verdict("passed", 2) is True
-    assert verdict("could_not_verify", 3) is True
-    assert verdict("failed", 4) is False
+    assert standing(records, backup.backup_id) == Standing()
+    assert verdict("could_not_verify", 1) == Standing()
+    assert verdict("passed", 2) == Standing(verified=True)
+    assert verdict("could_not_verify", 3) == Standing(verified=True)
+    assert verdict("failed", 4) == Standing(trouble="its verification failed")

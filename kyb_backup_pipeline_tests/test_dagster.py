@@ -104,12 +104,12 @@ def test_the_definitions_load_and_are_all_there() -> None:
     repository = defs.get_repository_def()
     assert {key: sorted(check.name for check in repository.asset_graph.get(key).check_keys)
             for key in repository.asset_graph.materializable_asset_keys} == {
-                **CHECKS, **WAL_CHECKS, **FILE_CHECKS}  # fmt: skip
+                **CHECKS, **WAL_CHECKS, **FILE_CHECKS, dg.AssetKey("retention"): []}  # fmt: skip
     assert sorted(job.name for job in repository.get_all_jobs()) == [
         "__ASSET_JOB", "base_backup_job", "configuration_job", "follow_repository",
         "full_backup_job", "incremental_backup_job", "point_in_time_test_job",
         "pre_deployment_backup", "restore_application", "restore_database",
-        "restore_point_in_time", "verify_all_backups",
+        "restore_point_in_time", "retention_job", "verify_all_backups",
     ]  # fmt: skip
     schedules = {
         schedule.name: (schedule.cron_schedule, schedule.execution_timezone)
@@ -122,6 +122,7 @@ def test_the_definitions_load_and_are_all_there() -> None:
         "point_in_time_test_schedule": ("0 5 1 * *", "UTC"),
         "configuration_schedule": ("0 3 * * *", "UTC"),
         "verify_all_schedule": ("0 4 * * *", "UTC"),
+        "retention_schedule": ("30 5 * * *", "UTC"),
     }
     assert sorted(sensor.name for sensor in repository.sensor_defs) == [
         "base_backup_sensor", "repository_sensor",

@@ -17,11 +17,11 @@ from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed, DatabaseUnreachable
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.health import Health, Surroundings, judge, look_at
-from kyb_backup_pipeline.engine.inventory import Fact, Inventory, ProofFact
 from kyb_backup_pipeline.engine.manifest import Kind, utc_now
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.store import Leftover, Repository
+from kyb_backup_pipeline.engine.survey import Fact, ProofFact, Survey
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline_tests.running import Cli
 from kyb_backup_pipeline_tests.wal_clusters import primary_of, running_cluster
@@ -197,8 +197,8 @@ def test_room_lag_clocks_and_leftovers() -> None:
 
 @pytest.fixture
 def look(settings: Settings) -> Callable[[], Health]:
-    inventory = Inventory(Repository(settings.repository))
-    return lambda: look_at(settings, inventory, now=utc_now())
+    survey = Survey(Repository(settings.repository))
+    return lambda: look_at(settings, survey, now=utc_now())
 
 
 def test_a_repository_that_is_not_there_is_a_trouble_and_no_crash(
@@ -275,14 +275,14 @@ def test_a_hole_in_the_log_and_the_recovery_point(
         primary.increment()
         primary.sql("INSERT INTO t SELECT generate_series(1, 100000)")
         newest = primary.increment()
-        inventory = Inventory(primary.repository)
-        health = look_at(primary.settings, inventory, now=utc_now())
+        survey = Survey(primary.repository)
+        health = look_at(primary.settings, survey, now=utc_now())
         assert health.recovery_point == newest.require_wal().markers[-1].at
         assert "gap:1" not in told(health)
         lost = newest.require_wal().segments[0].name
         (path,) = (primary.repository.wal.root / "00000001").glob(f"{lost}-*")
         path.unlink()
-        health = look_at(primary.settings, inventory, now=utc_now())
+        health = look_at(primary.settings, survey, now=utc_now())
         assert told(health)["gap:1"] == "critical"
         assert health.recovery_point is not None
         assert health.recovery_point < newest.require_wal().markers[-1].at

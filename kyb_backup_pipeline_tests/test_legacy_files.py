@@ -180,6 +180,7 @@ def test_both_are_pruned(platform: Platform, state: Backup, archive: Backup) -> 
     environment = {
         "KYB_RETENTION__APPLICATION_DEPLOYMENTS": "1",
         "KYB_RETENTION__CONFIGURATION_DAYS": "1",
+        "KYB_RETENTION__MINIMUM_KEPT": "1",
     }
     old = archive.folder.with_name("config_backup_20200101_030000.tar.gz.gpg")
     archive.folder.rename(old)

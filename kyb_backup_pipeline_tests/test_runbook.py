@@ -65,6 +65,13 @@ _IN_ORDER = [
     "kyb-backup backup configuration",
     "kyb-backup restore configuration ID --into DIR",
     "kyb-backup prune --dry-run",
+    "kyb-backup prune",
+    "kyb-backup prune --yes",
+    "kyb-backup prune --despite-clock",
+    "kyb-backup prune --full-days 14",
+    "kyb-backup hold ID --until DATE --why TEXT",
+    "kyb-backup hold",
+    "kyb-backup hold ID --release",
 ]
 _LISTS = {"kyb-backup restore database", "kyb-backup restore application"}
 """Without an id they list what there is, and ask which one: 2."""
@@ -169,6 +176,7 @@ def test_every_command_does_what_the_runbook_says(site: Site) -> None:
             filled = filled.replace("DIR", str(site.cluster.folder / "recovered"))
         filled = filled.replace("DIR", str(site.place / f"into-{number}"))
         filled = filled.replace("VERSION", "v42")
+        filled = filled.replace("DATE", "2999-12-31")
         if "--drop" in text:
             listed = site.cli.run("restore", "replaced")
             filled = filled.replace("NAME", listed.stdout.split()[0])

@@ -32,6 +32,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "report": ("report", "Write the health report: text, JSON, or a page."),
     "prune": ("prune", "Delete what need not be kept."),
     "alert": ("alert", "Send a test alert, and show what was told to whom."),
+    "hold": ("hold", "Keep a backup from being deleted until a day."),
     "keys": ("keys", "Make the keys that archives are encrypted with."),
     "demo": ("demo", "Make a sample platform and prove a backup of it through Dagster."),
     "up": ("up", "Open the Dagster UI on the sandbox of the demo."),

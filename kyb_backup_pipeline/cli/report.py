@@ -8,11 +8,11 @@ import click
 
 from kyb_backup_pipeline.cli.session import Session, with_session
 from kyb_backup_pipeline.engine.errors import SettingsInvalid
-from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.report import as_document, make_report
 from kyb_backup_pipeline.engine.report_page import html_page, text_page
 from kyb_backup_pipeline.engine.store import Repository
+from kyb_backup_pipeline.engine.survey import Survey
 
 
 @click.command(
@@ -35,7 +35,7 @@ def command(session: Session, html: Path | None, as_json: bool) -> None:
     in the exit code there is "status".
     """
     settings = session.settings()
-    report = make_report(settings, Inventory(Repository(settings.repository)), now=utc_now())
+    report = make_report(settings, Survey(Repository(settings.repository)), now=utc_now())
     if html is not None:
         _write(html, html_page(report))
         click.echo(html)

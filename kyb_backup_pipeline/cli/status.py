@@ -9,10 +9,10 @@ import click
 from kyb_backup_pipeline.cli.session import Session, size, with_session
 from kyb_backup_pipeline.engine.errors import ProofFailed
 from kyb_backup_pipeline.engine.health import Health, KindHealth, look_at
-from kyb_backup_pipeline.engine.inventory import Fact, Inventory
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.report import health_document
 from kyb_backup_pipeline.engine.store import Repository
+from kyb_backup_pipeline.engine.survey import Fact, Survey
 from kyb_backup_pipeline.engine.trouble import Severity, lasting
 
 _COLOURS: dict[Severity, str] = {"critical": "red", "warning": "yellow", "info": "blue"}
@@ -35,7 +35,7 @@ def command(session: Session, as_json: bool) -> None:
     something is wrong, so that cron can use it.
     """
     settings = session.settings()
-    health = look_at(settings, Inventory(Repository(settings.repository)), now=utc_now())
+    health = look_at(settings, Survey(Repository(settings.repository)), now=utc_now())
     if as_json:
         click.echo(json.dumps(health_document(health), indent=2))
     else:

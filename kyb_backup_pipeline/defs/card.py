@@ -37,9 +37,9 @@ _MOST = 20
 
 def restore_test_card(proof: Proof) -> str:
     """The card, as markdown."""
-    parts = [f"## {_VERDICTS[proof.verdict]}: {_text(proof.summary)}"]
+    parts = [f"## {_VERDICTS[proof.verdict]}: {text(proof.summary)}"]
     if proof.hint:
-        parts.append(f"**What to do:** {_text(proof.hint)}")
+        parts.append(f"**What to do:** {text(proof.hint)}")
     parts.append(_what_was_proved(proof))
     if proof.findings:
         parts += ["### What differs", findings_table(proof.findings)]
@@ -57,23 +57,23 @@ def _what_was_proved(proof: Proof) -> str:
         if key in proof.figures
     ]
     if in_time:
-        return _table(("Proved on the recovered server", ""), lines or [("Nothing", "")])
+        return table(("Proved on the recovered server", ""), lines or [("Nothing", "")])
     if "rows" not in proof.figures:
         lines.append(("Rows and objects", "**not compared**"))
-    return _table(("Compared with the source", ""), lines)
+    return table(("Compared with the source", ""), lines)
 
 
 def findings_table(findings: Sequence[Finding]) -> str:
     """The first twenty findings as a table, and how many more there are."""
-    table = _table(
-        ("Object", "Finding"), [(_text(f.object), _text(f.message)) for f in findings[:_MOST]]
+    shown = table(
+        ("Object", "Finding"), [(text(f.object), text(f.message)) for f in findings[:_MOST]]
     )
-    return table if len(findings) <= _MOST else f"{table}\n\n… and {len(findings) - _MOST} more"
+    return shown if len(findings) <= _MOST else f"{shown}\n\n… and {len(findings) - _MOST} more"
 
 
 def bullets(lines: Sequence[str]) -> str:
     """The first twenty lines as a list, and how many more there are."""
-    shown = [f"- {_text(line)}" for line in lines[:_MOST]]
+    shown = [f"- {text(line)}" for line in lines[:_MOST]]
     if len(lines) > _MOST:
         shown.append(f"- … and {len(lines) - _MOST} more")
     return "\n".join(shown)
@@ -91,15 +91,16 @@ def _time_taken(proof: Proof) -> str:
     return f"{title}\n\n![{numbers}](data:image/png;base64,{picture})"
 
 
-def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    return "\n".join(lines + [f"| {left} | {right} |" for left, right in rows])
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are markdown already."""
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
-def _text(text: str) -> str:
+def text(raw: str) -> str:
     """One line of plain text: no cell of a table ends early, no tag, link or picture is made."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
+    line = " ".join(raw.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
 
 
 def _label(step: str) -> str:

@@ -203,10 +203,18 @@ class RecoverySettings(_Section):
 
 
 class RetentionSettings(_Section):
-    """What ``prune`` keeps."""
+    """What ``prune`` keeps. It refuses where no backup came for ``quiet_days``, or where more than
+    ``largest_share`` of a kind would go at once: then the clock has jumped, not the backups aged.
+    """
 
+    full_days: int = Field(30, ge=1, le=36_500)
+    incremental_days: int = Field(7, ge=1, le=36_500)
     application_deployments: int = Field(10, ge=1)
-    configuration_days: int = Field(90, ge=1)
+    configuration_days: int = Field(90, ge=1, le=36_500)
+    pre_restore_days: int = Field(30, ge=1, le=36_500)
+    minimum_kept: int = Field(3, ge=1)
+    quiet_days: int = Field(3, ge=1, le=36_500)
+    largest_share: float = Field(0.5, gt=0, le=1)
 
 
 class HealthSettings(_Section):
@@ -300,6 +308,7 @@ class ScheduleSettings(_Section):
     configuration_backup: NonEmpty = "0 3 * * *"
     point_in_time_test: NonEmpty = "0 5 1 * *"
     verify_all: NonEmpty = "0 4 * * *"
+    retention: NonEmpty = "30 5 * * *"
 
 
 class Settings(_Section):

@@ -4,7 +4,7 @@ import errno
 import os
 from pathlib import Path
 
-from kyb_backup_pipeline.engine.errors import NotEnoughSpace
+from kyb_backup_pipeline.engine.errors import KybError, NotEnoughSpace, SettingsInvalid
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -42,6 +42,16 @@ def no_space_said(place: Path, stderr: str) -> NotEnoughSpace | None:
         if os.strerror(number) in stderr:
             return no_space(place, OSError(number, os.strerror(number)))
     return None
+
+
+def not_writable(root: Path, error: OSError) -> KybError:
+    """The error for a repository that nothing can be written into."""
+    if error.errno in NO_SPACE:
+        return no_space(root, error)
+    return SettingsInvalid(
+        f"the repository {root} cannot be written: {error.strerror}",
+        hint="set BACKUP_DIR (or repository) to a folder this user may write",
+    )
 
 
 def free_bytes(folder: Path) -> int:

@@ -3,7 +3,7 @@
 ``look_at`` reads it, ``judge`` is pure: facts, settings and a time in, figures and troubles out. What only
 the server knows (slot lag, failures of its archiver) stands in the manifests of the increments.
 
-Where to look next: ``inventory`` for the facts, ``trouble`` for what alerts carry, ``suspicion`` for sizes
+Where to look next: ``survey`` for the facts, ``trouble`` for what alerts carry, ``suspicion`` for sizes
 and durations that are out of line.
 """
 
@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 from kyb_backup_pipeline.engine.attempts import Attempt, Attempts
 from kyb_backup_pipeline.engine.config import HealthSettings, ScheduleSettings, Settings
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, NotFound
-from kyb_backup_pipeline.engine.inventory import Fact, Inventory, ProofName
 from kyb_backup_pipeline.engine.journal import all_journals
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.recovery_plan import Coverage
 from kyb_backup_pipeline.engine.store import LEFTOVER_AGE, Leftover
+from kyb_backup_pipeline.engine.survey import Fact, ProofName, Survey
 from kyb_backup_pipeline.engine.suspicion import out_of_line
 from kyb_backup_pipeline.engine.timetable import last_due
 from kyb_backup_pipeline.engine.trouble import SEVERITIES, Trouble, lasting
@@ -98,11 +98,11 @@ class Surroundings:
     killed_restores: tuple[str, ...] = ()
 
 
-def look_at(settings: Settings, inventory: Inventory, *, now: datetime) -> Health:
+def look_at(settings: Settings, survey: Survey, *, now: datetime) -> Health:
     """Look at a repository. One that is not there is a trouble, not an error."""
     try:
-        facts = inventory.look()
-        around = _surroundings(settings, inventory)
+        facts = survey.look()
+        around = _surroundings(settings, survey)
     except (NotFound, CouldNotVerify) as error:
         return _nothing(settings, error.message, now)
     except OSError as error:
@@ -164,14 +164,14 @@ def named(kind: Kind) -> str:
             "application_state": "backup of the application state"}[kind]  # fmt: skip
 
 
-def _surroundings(settings: Settings, inventory: Inventory) -> Surroundings:
-    repository = inventory.repository
+def _surroundings(settings: Settings, survey: Survey) -> Surroundings:
+    repository = survey.repository
     attempts = Attempts(repository.root)
     status = os.statvfs(repository.root)
     return Surroundings(
         failures={kind: attempts.last(kind) for kind in KINDS},
         leftovers=tuple(repository.leftovers()),
-        coverage=inventory.coverage(),
+        coverage=survey.coverage(),
         free=status.f_bavail * status.f_frsize,
         total=status.f_blocks * status.f_frsize,
         killed_restores=tuple(j.restore_id for j in all_journals(settings) if j.abandoned()),

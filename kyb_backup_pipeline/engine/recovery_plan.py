@@ -190,8 +190,8 @@ def coverages_of(
     bases: Iterable[Backup], increments: Iterable[Backup], store: WalStore, *, newest: bool = False
 ) -> list[Coverage]:
     """The same of backups that were read already, the newest first; of the ``newest`` base only."""
-    path = _by_log(increments)
-    wanted = _by_log(bases)[-1:] if newest else _by_log(bases)[::-1]
+    path = in_log_order(increments)
+    wanted = in_log_order(bases)[-1:] if newest else in_log_order(bases)[::-1]
     since = _first_segment(wanted[0]) if newest and wanted else ""
     names = {timeline: store.listing(timeline, since) for timeline in store.timelines()}
     return [coverage for base in wanted for coverage in _of_base(base, path, store, names)]
@@ -203,10 +203,12 @@ def _first_segment(base: Backup) -> str:
     return next(iter(History(wal.timeline).segments(start, start + 1, wal.segment_bytes))).name
 
 
-def _by_log(backups: Iterable[Backup]) -> list[Backup]:
-    """Those that can be read, in the order of the log; clusters one after the other."""
-    backups = [b for b in backups if b.manifest and b.manifest.wal]
-    clusters = [b.require_manifest().require_wal().system_identifier for b in backups]
+def in_log_order(newest_first: Iterable[Backup]) -> list[Backup]:
+    """The backups that can be read, in the order of the log; clusters one after the other, that of the
+    newest backup last."""
+    backups = [b for b in newest_first if b.manifest and b.manifest.wal]
+    found = (b.require_manifest().require_wal().system_identifier for b in backups)
+    clusters = list(dict.fromkeys(found))
 
     def order(backup: Backup) -> tuple[int, int, int]:
         wal = backup.require_manifest().require_wal()
@@ -225,13 +227,7 @@ def _of_base(
            if m.require_wal().system_identifier == wal.system_identifier]  # fmt: skip
     found: list[Coverage] = []
     for timeline in sorted({wal.timeline, *(m.require_wal().timeline for m in own)}, reverse=True):
-        lost: tuple[str, ...] = ()
-        try:
-            history = parse_history(timeline, store.history(timeline))
-        except ProofFailed as error:
-            history, lost = History(timeline), (error.message,)
-        if timeline > 1 and not history.switches and not lost:
-            lost = (history_name(timeline),)
+        history, lost = read_history(store, timeline)
         if not lost and not history.contains(wal.timeline, first):
             continue
         path = [m for m in own if _on(history, m, first)]
@@ -239,6 +235,16 @@ def _of_base(
             continue  # a later timeline leads to all of it
         found.append(_coverage(base, history, path, lost, names))
     return found or [_coverage(base, History(wal.timeline), [], (), names)]
+
+
+def read_history(store: WalStore, timeline: int) -> tuple[History, tuple[str, ...]]:
+    """Where a timeline comes from, and what of that is lost: its history file, missing or damaged."""
+    try:
+        history = parse_history(timeline, store.history(timeline))
+    except ProofFailed as error:
+        return History(timeline), (error.message,)
+    lost = timeline > 1 and not history.switches
+    return history, (history_name(timeline),) if lost else ()
 
 
 def _ids(manifests: Iterable[Manifest]) -> list[str]:

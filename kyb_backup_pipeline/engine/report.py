@@ -12,9 +12,9 @@ from typing import Any
 
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.health import Health, KindHealth, look_at
-from kyb_backup_pipeline.engine.inventory import Fact, Inventory
 from kyb_backup_pipeline.engine.manifest import Verdict
 from kyb_backup_pipeline.engine.records import RECORD_STAMP, ProofRecords, proof_order
+from kyb_backup_pipeline.engine.survey import Fact, Survey
 
 DAYS = 60
 """How far the history of restore tests reaches back."""
@@ -40,13 +40,13 @@ class Report:
     tests: tuple[RestoreTest, ...]
 
 
-def make_report(settings: Settings, inventory: Inventory, *, now: datetime) -> Report:
+def make_report(settings: Settings, survey: Survey, *, now: datetime) -> Report:
     """Look at the repository and its records. One that is not there is in the findings."""
-    health = look_at(settings, inventory, now=now)
+    health = look_at(settings, survey, now=now)
     facts: tuple[Fact, ...] = ()
     if not any(trouble.key == "repository" for trouble in health.troubles):
-        facts = tuple(inventory.look())
-    tests = _tests(inventory.repository.records, now - timedelta(days=DAYS))
+        facts = tuple(survey.look())
+    tests = _tests(survey.repository.records, now - timedelta(days=DAYS))
     return Report(
         repository=str(settings.repository), health=health, facts=facts, tests=tuple(tests)
     )

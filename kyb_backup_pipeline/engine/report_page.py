@@ -10,8 +10,8 @@ from typing import Any
 
 from kyb_backup_pipeline.engine import pictures
 from kyb_backup_pipeline.engine.health import RESTORE_TESTED, Health, KindHealth, named
-from kyb_backup_pipeline.engine.inventory import Fact, ProofFact
 from kyb_backup_pipeline.engine.report import Report, days_of
+from kyb_backup_pipeline.engine.survey import Fact, ProofFact
 from kyb_backup_pipeline.engine.trouble import lasting
 
 _ROWS = 2000

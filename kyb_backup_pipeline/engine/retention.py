@@ -1,9 +1,15 @@
-"""What may be deleted, and why: a pure plan first, then the deletion.
+"""What may be deleted, and why: a pure plan, with a reason for every line.
 
-Of application states the newest deployments are kept, whatever their age; configuration archives by age.
-Never deleted: the newest of a kind, the newest of a kind whose verification passed, what was saved before
-a restore, and what cannot be read. One whose verification failed stays too, and stands for nothing: it
-counts neither as a deployment nor as the newest.
+Full backups and configuration archives go by age, application states by deployments, backups taken before
+a restore by a limit of their own (``retention_rules``); base backups, increments and WAL together, so that
+every moment of the last days stays recoverable (``log_retention``). Whatever the policy says, these stay:
+
+    what is held, what cannot be read, what failed a proof (look at it; it stands for nothing)
+    the newest of a kind, the newest that was verified, the newest full one that was restore-tested
+    the newest three sound full backups, application states and configuration archives
+
+A plan that only a wrong clock explains is refused. Where to look next: ``inventory`` reads what there is,
+``prune`` deletes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,114 +17,94 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kyb_backup_pipeline.engine.config import RetentionSettings
+from kyb_backup_pipeline.engine.inventory import Inventory
+from kyb_backup_pipeline.engine.log_retention import plan_log, since
 from kyb_backup_pipeline.engine.manifest import Kind
-from kyb_backup_pipeline.engine.request import SAFETY_PREFIX
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.retention_rules import (
+    Decision,
+    Policy,
+    WalDecision,
+    by_age,
+    by_deployment,
+    plan_alone,
+)
+from kyb_backup_pipeline.engine.store import Backup
 
-PRUNED: tuple[Kind, ...] = ("application_state", "configuration")
+_AGED: tuple[Kind, ...] = ("full", "base", "configuration")
+"""Kinds that go by age; increments go with their bases, application states by deployments."""
+_A_FEW = 3
+"""So many of a kind may go at once, whatever share of it they are."""
+_ZONES = timedelta(days=1)
+"""Old scripts wrote the time of their host's zone into names."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """One backup, whether it stays, and why."""
+class Plan:
+    """What is decided, by kind, the newest first. ``refusal``: why the clock is not believed."""
 
-    backup: Backup
-    keep: bool
-    why: str
+    decisions: Sequence[Decision]
+    wal: Sequence[WalDecision]
+    refusal: str | None = None
+
+    @property
+    def doomed(self) -> list[Decision]:
+        return [decision for decision in self.decisions if not decision.keep]
+
+    @property
+    def doomed_wal(self) -> list[WalDecision]:
+        return [decision for decision in self.wal if not decision.keep]
 
 
-def plan_retention(
+def plan_retention(inventory: Inventory, settings: RetentionSettings, now: datetime) -> Plan:
+    """Decide on everything in a repository."""
+    states = [b for b in inventory.backups if b.kind == "application_state"]
+    policies: Mapping[Kind, Policy] = {
+        "full": by_age(settings.full_days, now),
+        "application_state": by_deployment(states, inventory, settings.application_deployments),
+        "configuration": by_age(settings.configuration_days, now),
+    }
+    decisions = [
+        decision
+        for kind, policy in policies.items()
+        for decision in plan_alone(
+            [b for b in inventory.backups if b.kind == kind], policy, inventory, settings, now
+        )
+    ]
+    log = plan_log(inventory, settings.incremental_days, now)
+    decisions += log.backups
+    refusal = doubt_of_clock(inventory.backups, decisions, settings, now)
+    return Plan(decisions=decisions, wal=log.wal, refusal=refusal)
+
+
+def doubt_of_clock(
     backups: Sequence[Backup],
-    verified: Mapping[str, bool | None],
+    decisions: Sequence[Decision],
     settings: RetentionSettings,
     now: datetime,
-) -> list[Decision]:
-    """Decide on each backup. ``backups`` have the newest first; ``verified`` tells which passed (True)
-    and which failed (False), as ``proved`` does."""
-    decisions = []
-    for kind in PRUNED:
-        regular = []
-        for backup in (b for b in backups if b.kind == kind):
-            if backup.manifest is None:
-                decisions.append(
-                    Decision(backup=backup, keep=True, why="cannot be read: look at it")
-                )
-            elif verified.get(backup.backup_id) is False:
-                why = "its verification failed: look at it"
-                decisions.append(Decision(backup=backup, keep=True, why=why))
-            elif backup.backup_id.startswith(SAFETY_PREFIX):
-                why = "saved before a restore: a person removes it"
-                decisions.append(Decision(backup=backup, keep=True, why=why))
-            else:
-                regular.append(backup)
-        decide = _by_deployment if kind == "application_state" else _by_age
-        decided = decide(regular, settings, now)
-        decisions += _guarded(decided, verified)
-    return decisions
-
-
-def proved(repository: Repository, backup_id: str) -> bool | None:
-    """Whether the newest verification that could tell passed; None where none could.
-
-    A pass stands until a failure: a night without the key takes nothing away.
-    """
-    for proof in reversed(repository.records.of(backup_id)):
-        if proof.proof == "verification" and proof.verdict != "could_not_verify":
-            return proof.verdict == "passed"
+) -> str | None:
+    """Why this clock is not believed; None if it is, and where nothing is to be deleted."""
+    if all(decision.keep for decision in decisions):
+        return None
+    made = [(_made(b), b) for b in backups if b.manifest is not None]
+    newest, backup = max(made, key=lambda pair: pair[0])
+    if newest > now + _ZONES:
+        return f"{backup.backup_id} is of {newest:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M} UTC now"
+    if now - newest > timedelta(days=settings.quiet_days):
+        return (
+            f"the newest backup, {backup.backup_id}, is {(now - newest).days} days old: nothing that came "
+            f"since takes the place of what would be deleted (retention.quiet_days is {settings.quiet_days})"
+        )
+    for kind in _AGED:
+        of_kind = [decision for decision in decisions if decision.backup.kind == kind]
+        doomed = sum(not decision.keep for decision in of_kind)
+        if doomed > max(_A_FEW, settings.largest_share * len(of_kind)):
+            return (
+                f"{doomed} of {len(of_kind)} {kind} backups would go at once, more than "
+                f"retention.largest_share ({settings.largest_share:g})"
+            )
     return None
 
 
-def prune(repository: Repository, decisions: Sequence[Decision]) -> list[Decision]:
-    """Delete what the plan says, the oldest first; what was deleted. Raises Locked for one in use."""
-    doomed = [decision for decision in decisions if not decision.keep]
-    for decision in reversed(doomed):
-        repository.remove(decision.backup)
-    return doomed
-
-
-def _by_deployment(
-    backups: Sequence[Backup], settings: RetentionSettings, now: datetime
-) -> list[Decision]:
-    count = settings.application_deployments
-    seen: list[str] = []
-    decisions = []
-    for backup in backups:
-        deployment = backup.require_manifest().deployment or backup.backup_id
-        if deployment not in seen:
-            seen.append(deployment)
-        keep = seen.index(deployment) < count
-        which = "among the newest" if keep else "older than the newest"
-        decisions.append(
-            Decision(backup=backup, keep=keep, why=f"deployment {deployment} is {which} {count}")
-        )
-    return decisions
-
-
-def _by_age(
-    backups: Sequence[Backup], settings: RetentionSettings, now: datetime
-) -> list[Decision]:
-    limit = timedelta(days=settings.configuration_days)
-    decisions = []
-    for backup in backups:
-        age = now - backup.require_manifest().completed_at
-        which = "not older" if age <= limit else "older"
-        why = f"{age.days} days old, {which} than {settings.configuration_days}"
-        decisions.append(Decision(backup=backup, keep=age <= limit, why=why))
-    return decisions
-
-
-def _guarded(decisions: Sequence[Decision], verified: Mapping[str, bool | None]) -> list[Decision]:
-    """The newest stays, and the newest that was proved."""
-    proved = next((d for d in decisions if verified.get(d.backup.backup_id)), None)
-    guarded = []
-    for number, decision in enumerate(decisions):
-        if not decision.keep and number == 0:
-            guarded.append(
-                Decision(backup=decision.backup, keep=True, why="the newest is never deleted")
-            )
-        elif not decision.keep and decision is proved:
-            why = "the newest whose verification passed is never deleted"
-            guarded.append(Decision(backup=decision.backup, keep=True, why=why))
-        else:
-            guarded.append(decision)
-    return guarded
+def _made(backup: Backup) -> datetime:
+    manifest = backup.require_manifest()
+    return since(backup) if manifest.wal else manifest.completed_at

@@ -12,12 +12,10 @@ is read without writing anything. Newest means by the manifest's time, never by 
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
-import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,9 +30,15 @@ from kyb_backup_pipeline.engine.errors import (
     KybError,
     Locked,
     NotFound,
-    SettingsInvalid,
 )
-from kyb_backup_pipeline.engine.files import NO_SPACE, flush_folder, no_space, write_durably
+from kyb_backup_pipeline.engine.files import (
+    NO_SPACE,
+    flush_folder,
+    no_space,
+    not_writable,
+    write_durably,
+)
+from kyb_backup_pipeline.engine.locks import exclusive, holder_of
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
     MANIFEST_CHECKSUM,
@@ -61,9 +65,11 @@ FOLDERS: Mapping[Kind, str] = {
 _PROOFS = "database/verification"
 _LOCKS = ".locks"
 _LAYOUT = (*dict.fromkeys(FOLDERS.values()), _PROOFS, "application/logs", "monitoring/metrics",
-           "monitoring/alerts", _LOCKS)  # fmt: skip
+           "monitoring/alerts", "monitoring/retention", "holds", _LOCKS)  # fmt: skip
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PARTIAL = ".partial"
+_DELETED = f"~deleted{_PARTIAL}"
+"""No id has a ``~``: this is never where somebody writes."""
 _WAL = "wal"
 LEFTOVER_AGE = timedelta(hours=24)
 
@@ -153,7 +159,25 @@ class Repository:
                     if not place.is_dir():
                         place.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise _not_writable(self.root, error) from error
+            raise not_writable(self.root, error) from error
+
+    def require_whole(self) -> None:
+        """Raise NotFound where the repository, or a part of it, is out of sight.
+
+        One that only the old scripts wrote need not have every folder.
+        """
+        wanted = (*dict.fromkeys(FOLDERS.values()), _PROOFS)
+        missing = [self.root / place for place in wanted if not _is_folder(self.root / place)]
+        if len(missing) == len(wanted):
+            raise NotFound(
+                f"there is no repository at {self.root}",
+                hint="is it mounted? BACKUP_DIR (or repository) names it",
+            )
+        if missing and _is_folder(self.root / _LOCKS):
+            raise NotFound(
+                f"{missing[0]} is missing: this is not the whole repository",
+                hint="is everything mounted? If it is gone for good, make an empty folder",
+            )
 
     def folder(self, kind: Kind) -> Path:
         return self.root / FOLDERS[kind]
@@ -261,7 +285,10 @@ class Repository:
         """
         valid_id(backup_id)
         self.create()
-        with self._writer_lock(kind, backup_id, now, purpose):
+        holder = {"backup": backup_id, **holder_of(now)}
+        if purpose is not None:
+            holder = {"for": purpose, **holder}
+        with self._writer_lock(kind, holder):
             self._sweep(kind, now)
             if place := self._used(backup_id):
                 raise InvalidRequest(
@@ -288,11 +315,17 @@ class Repository:
 
     @contextlib.contextmanager
     def reading(self, backup: Backup) -> Iterator[None]:
-        """Hold a shared lock on a backup, so that nothing deletes it meanwhile."""
+        """Hold a shared lock on a backup, so that nothing deletes it meanwhile.
+
+        Raises Locked while it is being deleted, NotFound when it was.
+        """
+        gone = NotFound(f"backup {backup.backup_id!r} was deleted", hint="kyb-backup list")
         try:
             descriptor = os.open(backup.folder, os.O_RDONLY)
         except PermissionError as error:
             raise _closed(backup.folder) from error
+        except FileNotFoundError:
+            raise gone from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -300,6 +333,8 @@ class Repository:
                 raise Locked(f"backup {backup.backup_id!r} is being deleted") from None
             except OSError as error:
                 _log.warning("no lock on %s (%s): reading without", backup.folder, error.strerror)
+            if not _is_at(descriptor, backup.folder):  # deleted between the two
+                raise gone
             yield
         finally:
             os.close(descriptor)
@@ -307,19 +342,18 @@ class Repository:
     def remove(self, backup: Backup) -> None:
         """Delete a backup for ever; the records of its proofs stay.
 
-        It leaves the list at once, by a rename; whatever a kill leaves of it is swept later. Raises
-        Locked while somebody reads it.
+        It leaves the list at once, by a rename; what a kill leaves of it, ``sweep_deleted`` takes away.
+        Raises Locked while somebody reads it.
         """
         descriptor = os.open(backup.folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if backup.folder.is_dir():
-                gone = backup.folder.with_name(f".{backup.folder.name}{_PARTIAL}")
+                gone = backup.folder.with_name(f".{backup.folder.name}{_DELETED}")
                 shutil.rmtree(gone, ignore_errors=True)
                 os.rename(backup.folder, gone)
                 flush_folder(gone.parent)
-                (gone / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(gone)
+                _discard(gone)
             else:
                 backup.folder.unlink()
             flush_folder(backup.folder.parent)
@@ -328,6 +362,36 @@ class Repository:
                          hint="a verification, a restore test or a restore runs: try again later") from None  # fmt: skip
         finally:
             os.close(descriptor)
+
+    def sweep_deleted(self) -> None:
+        """Take away what killed deletions left; for the one who holds the lock of deletions."""
+        for leftover in self.leftovers():
+            if leftover.folder.name.endswith(_DELETED):
+                _log.warning("removing %s, left by a killed deletion", leftover.folder)
+                try:
+                    _discard(leftover.folder)
+                except OSError as error:
+                    _log.warning("%s stays: %s", leftover.folder, error.strerror)
+
+    @contextlib.contextmanager
+    def deleting(self, now: datetime) -> Iterator[None]:
+        """Hold the lock of those who delete, and of those who say what must not be.
+
+        Raises NotFound where a part of the repository is out of sight, Locked.
+        """
+        self.require_whole()
+        if not _is_folder(self.root / _LOCKS):  # the old scripts made no such folder
+            self.create()
+        with exclusive(self._lock("prune"), "another prune is running", holder_of(now)):
+            yield
+
+    @contextlib.contextmanager
+    def keeping_out(self, kinds: Iterable[Kind], purpose: str, now: datetime) -> Iterator[None]:
+        """Hold the writers' locks of some kinds. Raises Locked where one is written."""
+        with contextlib.ExitStack() as held:
+            for kind in kinds:
+                held.enter_context(self._writer_lock(kind, {"for": purpose, **holder_of(now)}))
+            yield
 
     @property
     def wal(self) -> WalStore:
@@ -408,49 +472,27 @@ class Repository:
                              leftover.folder)  # fmt: skip
 
     @contextlib.contextmanager
-    def _writer_lock(
-        self, kind: Kind, backup_id: str, now: datetime, purpose: str | None
-    ) -> Iterator[None]:
-        path = self.root / _LOCKS / f"{kind}.lock"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise _not_writable(self.root, error) from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Locked(
-                    f"another {kind.replace('_', ' ')} backup is being written: {_holder(descriptor)}",
-                    hint="wait for it, or look why it hangs",
-                ) from None
-            holder = {"backup": backup_id, "process": os.getpid(), "host": socket.gethostname(),
-                      "since": now.isoformat(timespec="seconds")}  # fmt: skip
-            if purpose is not None:
-                holder = {"for": purpose, **holder}
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+    def _writer_lock(self, kind: Kind, holder: Mapping[str, object]) -> Iterator[None]:
+        busy = f"another {kind.replace('_', ' ')} backup is being written"
+        with exclusive(self._lock(kind), busy, holder):
             yield
-            os.ftruncate(descriptor, 0)
-        finally:
-            os.close(descriptor)
+
+    def _lock(self, name: str) -> Path:
+        return self.root / _LOCKS / f"{name}.lock"
 
 
-def _not_writable(root: Path, error: OSError) -> KybError:
-    if error.errno in NO_SPACE:
-        return no_space(root, error)
-    return SettingsInvalid(
-        f"the repository {root} cannot be written: {error.strerror}",
-        hint="set BACKUP_DIR (or repository) to a folder this user may write",
-    )
+def _discard(folder: Path) -> None:
+    """Delete a folder, its manifest first."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
-def _holder(descriptor: int) -> str:
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether what is open is what the path leads to."""
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-        return ", ".join(f"{key} {value}" for key, value in holder.items())
-    except (ValueError, OSError, AttributeError):
-        return "by a process that has not said who it is yet"
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _kind_by_name(kind: Kind, name: str) -> Kind:
@@ -470,7 +512,7 @@ def _has_manifest(folder: Path) -> bool:
 def _is_folder(path: Path) -> bool:
     try:
         return stat.S_ISDIR(path.stat().st_mode)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError as error:
         raise _closed(path.parent) from error

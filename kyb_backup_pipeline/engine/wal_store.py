@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,14 +65,33 @@ class WalStore:
 
     def names(self, timeline: int) -> dict[str, Stored]:
         """All files of a timeline by name."""
-        found: dict[str, Stored] = {}
+        return {
+            name: Stored(name, sha256, Path(entry.path), entry.stat().st_size)
+            for name, sha256, entry in self._files(timeline)
+        }
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Names and sizes in bytes of all files; cheap enough for years of WAL."""
+        for timeline in self.timelines():
+            for name, _, entry in self._files(timeline):
+                yield name, entry.stat().st_size
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete files for ever, in this order; for the one who holds the lock of increments."""
+        timelines = self.timelines()
+        paths = {name: entry.path for t in timelines for name, _, entry in self._files(t)}
+        for name in names:
+            if name in paths:
+                os.unlink(paths[name])
+        for timeline in timelines:
+            flush_folder(self._folder(timeline))
+
+    def _files(self, timeline: int) -> Iterator[tuple[str, str, "os.DirEntry[str]"]]:
+        """Name, SHA-256 and entry of each file of a timeline."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder(timeline)) as entries:
             for entry in entries:
                 if match := _FILE.fullmatch(entry.name):
-                    name, sha256 = match[1], match[match.lastindex or 0]
-                    size = entry.stat().st_size
-                    found[name] = Stored(name, sha256, Path(entry.path), size)
-        return found
+                    yield match[1], match[match.lastindex or 0], entry
 
     def listing(self, timeline: int, since: str = "") -> set[str]:
         """The names of all segments of a timeline, without looking at each; those from ``since`` on, which

@@ -1,0 +1,236 @@
+"""Deleting what need not be kept: under a lock, in an order that a kill cannot hurt, with a record.
+
+The plan is made anew under the lock; what a person confirmed before only narrows it. The manifest of a
+backup goes first; the increments of a chain before its base, the newest first; WAL when all that needed it is
+gone. So whatever a kill leaves is whole, or swept by the next prune.
+
+What somebody reads is skipped and said so. Of chains then all that would follow stays too, as while a base
+backup or an increment is being written.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+
+from kyb_backup_pipeline.engine.config import RetentionSettings
+from kyb_backup_pipeline.engine.errors import KybError, Locked, NotFound, Refused
+from kyb_backup_pipeline.engine.holds import Holds, caller
+from kyb_backup_pipeline.engine.inventory import read_inventory
+from kyb_backup_pipeline.engine.log_retention import wal_of
+from kyb_backup_pipeline.engine.manifest import Kind, utc_now
+from kyb_backup_pipeline.engine.prune_records import Gone, PruneRecord, PruneRecords
+from kyb_backup_pipeline.engine.recovery_plan import in_log_order
+from kyb_backup_pipeline.engine.retention import Plan, plan_retention
+from kyb_backup_pipeline.engine.retention_rules import Decision, WalDecision
+from kyb_backup_pipeline.engine.store import Backup, Repository
+
+_log = logging.getLogger(__name__)
+
+_CHAINED: tuple[Kind, ...] = ("base", "incremental")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneWish:
+    """What a caller asks for. ``confirmed``: what a person saw; nothing else is deleted."""
+
+    despite_clock: bool = False
+    confirmed: Plan | None = None
+    run_id: str | None = None
+
+
+def look(repository: Repository, settings: RetentionSettings, now: datetime) -> Plan:
+    """The plan, nothing else. Raises NotFound without a repository, CouldNotVerify for a closed one."""
+    return plan_retention(read_inventory(repository), settings, now)
+
+
+def check_clock(plan: Plan, *, despite: bool = False) -> None:
+    """Raise Refused for a plan that only a wrong clock explains."""
+    if plan.refusal and not despite:
+        raise Refused(
+            f"{plan.refusal}: has the clock jumped? Nothing was deleted",
+            hint="look at the date of this host, and at the plan: kyb-backup prune --dry-run. If all "
+            "is as it should be: kyb-backup prune --despite-clock",
+        )
+
+
+def prune(
+    repository: Repository, settings: RetentionSettings, wish: PruneWish, *, now: datetime
+) -> tuple[PruneRecord, Plan]:
+    """Delete what the plan says; the record of it, and the plan.
+
+    Raises Refused for a clock that cannot be right, Locked while another prune runs, NotFound without a
+    repository, CouldNotVerify where a part of it cannot be read.
+    """
+    with repository.deleting(now):
+        record = PruneRecord(
+            state="running",
+            began_at=now,
+            by=caller(),
+            run_id=wish.run_id,
+            despite_clock=wish.despite_clock,
+            settings=settings.model_dump(),
+        )
+        with _recorded(repository, record) as recorder:
+            repository.sweep_deleted()
+            plan = look(repository, settings, now)
+            check_clock(plan, despite=wish.despite_clock)
+            doomed, wal = _confirmed(plan, wish.confirmed)
+            recorder.intend(plan, [*map(_gone, doomed), *wal_lines(wal)])
+            _delete(repository, doomed, wal, recorder, now)
+        return recorder.record, plan
+
+
+def wal_lines(decisions: Iterable[WalDecision]) -> list[Gone]:
+    """WAL in lines for people: neighbours of one timeline with the same reason are one."""
+    ordered = sorted(decisions, key=lambda d: d.name)
+    found = []
+    for (_, why), group in groupby(ordered, key=lambda d: (d.name[:8], d.why)):
+        files = list(group)
+        name = files[0].name if len(files) == 1 else f"{files[0].name}..{files[-1].name}"
+        size = sum(file.bytes for file in files)
+        found.append(Gone(id=name, kind="wal", bytes=size, why=why, count=len(files)))
+    return found
+
+
+class _Recorder:
+    """Keeps the record up to date. A full disk takes the record away, never the deletion."""
+
+    def __init__(self, repository: Repository, record: PruneRecord) -> None:
+        self.record = record
+        self._records = PruneRecords(repository.root)
+        self._deleted: list[Gone] = []
+        self._skipped: list[Gone] = []
+
+    def intend(self, plan: Plan, doomed: Sequence[Gone]) -> None:
+        """Write down what is going to be deleted."""
+        kept: dict[str, int] = {}
+        for decision in plan.decisions:
+            if decision.keep:
+                kept[decision.backup.kind] = kept.get(decision.backup.kind, 0) + 1
+        kept["wal"] = len(plan.wal) - len(plan.doomed_wal)
+        self._keep(kept=kept, deleted=tuple(doomed))
+
+    def deleted(self, *gone: Gone) -> None:
+        self._deleted += gone
+
+    def skipped(self, gone: Gone, why: str) -> None:
+        _log.warning("%s stays this time: %s", gone.id, why)
+        self._skipped.append(gone.model_copy(update={"why": why}))
+
+    def end(self, error: KybError | None = None) -> None:
+        """Write down what was deleted, and what ended it."""
+        changes: dict[str, object] = {"state": "done"}
+        if error is not None:
+            state = "refused" if isinstance(error, Refused) else "failed"
+            changes = {"state": state, "refusal": error.message, "hint": error.hint}
+        self._keep(finished_at=utc_now(), deleted=tuple(self._deleted),
+                   skipped=tuple(self._skipped), **changes)  # fmt: skip
+
+    def _keep(self, **changes: object) -> None:
+        self.record = self.record.model_copy(update=changes)
+        try:
+            self._records.keep(self.record)
+        except OSError as error:
+            _log.warning("the record of this prune was not kept: %s", error)
+
+
+@contextmanager
+def _recorded(repository: Repository, record: PruneRecord) -> Iterator[_Recorder]:
+    recorder = _Recorder(repository, record)
+    try:
+        yield recorder
+    except KybError as error:
+        recorder.end(error)
+        raise
+    recorder.end()
+
+
+def _confirmed(plan: Plan, confirmed: Plan | None) -> tuple[list[Decision], list[WalDecision]]:
+    """What is to be deleted now, and was when a person looked."""
+    if confirmed is None:
+        return plan.doomed, plan.doomed_wal
+    backups = {decision.backup.folder for decision in confirmed.doomed}
+    wal = {decision.name for decision in confirmed.doomed_wal}
+    return (
+        [decision for decision in plan.doomed if decision.backup.folder in backups],
+        [decision for decision in plan.doomed_wal if decision.name in wal],
+    )
+
+
+def _delete(
+    repository: Repository,
+    doomed: Sequence[Decision],
+    wal: Sequence[WalDecision],
+    recorder: _Recorder,
+    now: datetime,
+) -> None:
+    alone = [d for d in reversed(doomed) if d.backup.kind not in _CHAINED]
+    for decision in alone:
+        _remove(repository, decision, recorder)
+    chained = _by_chain([d for d in doomed if d.backup.kind in _CHAINED])
+    if not (chained or wal):
+        return
+    try:
+        with repository.keeping_out(_CHAINED, "retention", now):
+            while chained and _remove(repository, chained[0], recorder):
+                chained.pop(0)
+            if not chained:
+                _remove_wal(repository, wal, recorder)
+                return
+        why = f"{chained.pop(0).backup.backup_id} stays this time"
+    except Locked as error:
+        why = error.message
+    for left in (*map(_gone, chained), *wal_lines(wal)):
+        recorder.skipped(left, why)
+
+
+def _remove(repository: Repository, decision: Decision, recorder: _Recorder) -> bool:
+    """Delete one backup; False where it is in use or cannot be deleted."""
+    gone = _gone(decision)
+    try:
+        repository.remove(decision.backup)
+    except Locked as error:
+        recorder.skipped(gone, error.message)
+        return False
+    except OSError as error:
+        recorder.skipped(gone, f"{error.filename or decision.backup.folder}: {error.strerror}")
+        return False
+    recorder.deleted(gone)
+    _log.info("deleted %s: %s", gone.id, gone.why)
+    with suppress(NotFound):
+        Holds(repository.root).release(decision.backup.backup_id)
+    return True
+
+
+def _remove_wal(repository: Repository, wal: Sequence[WalDecision], recorder: _Recorder) -> None:
+    """The oldest first, whatever its timeline: what a kill leaves has no hole."""
+    try:
+        repository.wal.remove(d.name for d in sorted(wal, key=lambda d: (d.name[8:], d.name)))
+    except OSError as error:
+        for line in wal_lines(wal):
+            recorder.skipped(line, f"{error.filename}: {error.strerror}")
+        return
+    recorder.deleted(*wal_lines(wal))
+
+
+def _by_chain(decisions: Sequence[Decision]) -> list[Decision]:
+    """The oldest chain first, of each the newest increment first and the base last."""
+    by_id = {decision.backup.backup_id: decision for decision in decisions}
+    bases = in_log_order([d.backup for d in decisions if d.backup.kind == "base"])
+    increments = in_log_order([d.backup for d in decisions if d.backup.kind == "incremental"])
+    place = {base.backup_id: number for number, base in enumerate(bases, start=1)}
+
+    def chain(increment: Backup) -> int:
+        return place.get(wal_of(increment).base or "", 0)  # those whose base is gone come first
+
+    ordered = sorted(reversed(increments), key=chain) + bases
+    ordered.sort(key=lambda b: place.get(b.backup_id) or chain(b))
+    return [by_id[backup.backup_id] for backup in ordered]
+
+
+def _gone(decision: Decision) -> Gone:
+    backup = decision.backup
+    return Gone(id=backup.backup_id, kind=backup.kind, bytes=decision.bytes, why=decision.why)
