@@ -38,6 +38,7 @@ _IN_ORDER = [
     "kyb-backup backup base",
     "kyb-backup backup incremental",
     "kyb-backup status",
+    "kyb-backup report --html FILE",
     "kyb-backup list",
     "kyb-backup show ID",
     "kyb-backup verify ID",
@@ -175,7 +176,7 @@ def test_every_command_does_what_the_runbook_says(site: Site) -> None:
             filled = filled.replace("TIME", shlex.quote(moment))
             filled = filled.replace("DIR", str(site.cluster.folder / "recovered"))
         filled = filled.replace("DIR", str(site.place / f"into-{number}"))
-        filled = filled.replace("VERSION", "v42")
+        filled = filled.replace("VERSION", "v42").replace("FILE", str(site.place / "report.html"))
         filled = filled.replace("DATE", "2999-12-31")
         if "--drop" in text:
             listed = site.cli.run("restore", "replaced")
