@@ -24,6 +24,15 @@ from kyb_backup_pipeline.defs.full_backup import (
     full_backup_schedule,
     full_backup_verification,
 )
+from kyb_backup_pipeline.defs.health import (
+    backup_health_sensor,
+    failed_check_alert,
+    health_report,
+    health_report_job,
+    health_report_schedule,
+    run_failure_alert,
+    stale_backup_sensor,
+)
 from kyb_backup_pipeline.defs.incremental import (
     base_backup,
     base_backup_job,
@@ -66,6 +75,7 @@ defs = dg.Definitions(
         configuration_archive,
         configuration_verification,
         retention,
+        health_report,
     ],
     jobs=[
         full_backup_job,
@@ -76,6 +86,7 @@ defs = dg.Definitions(
         configuration_job,
         verify_all_backups,
         retention_job,
+        health_report_job,
         follow_repository,
         restore_database,
         restore_point_in_time,
@@ -89,10 +100,15 @@ defs = dg.Definitions(
         configuration_schedule,
         verify_all_schedule,
         retention_schedule,
+        health_report_schedule,
     ],
     sensors=[
         repository_sensor,
         base_backup_sensor,
+        stale_backup_sensor,
+        backup_health_sensor,
+        run_failure_alert,
+        failed_check_alert,
     ],
     resources={"engine": EngineResource(), "at_work": restore_at_work},
     executor=dg.in_process_executor,

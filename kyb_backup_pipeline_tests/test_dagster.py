@@ -104,10 +104,11 @@ def test_the_definitions_load_and_are_all_there() -> None:
     repository = defs.get_repository_def()
     assert {key: sorted(check.name for check in repository.asset_graph.get(key).check_keys)
             for key in repository.asset_graph.materializable_asset_keys} == {
-                **CHECKS, **WAL_CHECKS, **FILE_CHECKS, dg.AssetKey("retention"): []}  # fmt: skip
+                **CHECKS, **WAL_CHECKS, **FILE_CHECKS, dg.AssetKey("retention"): [],
+                dg.AssetKey("health_report"): []}  # fmt: skip
     assert sorted(job.name for job in repository.get_all_jobs()) == [
         "__ASSET_JOB", "base_backup_job", "configuration_job", "follow_repository",
-        "full_backup_job", "incremental_backup_job", "point_in_time_test_job",
+        "full_backup_job", "health_report_job", "incremental_backup_job", "point_in_time_test_job",
         "pre_deployment_backup", "restore_application", "restore_database",
         "restore_point_in_time", "retention_job", "verify_all_backups",
     ]  # fmt: skip
@@ -123,9 +124,11 @@ def test_the_definitions_load_and_are_all_there() -> None:
         "configuration_schedule": ("0 3 * * *", "UTC"),
         "verify_all_schedule": ("0 4 * * *", "UTC"),
         "retention_schedule": ("30 5 * * *", "UTC"),
+        "health_report_schedule": ("0 6 * * *", "UTC"),
     }
     assert sorted(sensor.name for sensor in repository.sensor_defs) == [
-        "base_backup_sensor", "repository_sensor",
+        "backup_health_sensor", "base_backup_sensor", "failed_check_alert", "repository_sensor",
+        "run_failure_alert", "stale_backup_sensor",
     ]  # fmt: skip
 
 

@@ -7,8 +7,10 @@ from datetime import datetime
 import click
 
 from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.engine import alerts
+from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import ProofFailed
-from kyb_backup_pipeline.engine.health import Health, KindHealth, look_at
+from kyb_backup_pipeline.engine.health import ELSE, STALE, Health, KindHealth, look_at
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.report import health_document
 from kyb_backup_pipeline.engine.store import Repository
@@ -23,25 +25,40 @@ _COLOURS: dict[Severity, str] = {"critical": "red", "warning": "yellow", "info":
     epilog="""\b
 Examples:
   kyb-backup status
+  kyb-backup status --alert                      (in cron: a watch on the watcher)
   kyb-backup status --json | jq '.troubles[] | .title'""",
 )
+@click.option("--alert", is_flag=True, help="Send what the sensors would, with the same memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @with_session
-def command(session: Session, as_json: bool) -> None:
+def command(session: Session, alert: bool, as_json: bool) -> None:
     """Show how the backups stand, from the repository alone: no Dagster, no database.
 
     Of each kind the newest, its age against its limit, the newest that was verified and restore-tested;
     the moment that can be recovered to, and how long that takes; room; and what is wrong. Exits with 6 if
     something is wrong, so that cron can use it.
+
+    With --alert it tells of each trouble once, and when it is over, whoever looks first, Dagster's sensors or
+    this; when all is well it asks alerts.ping_url.
     """
     settings = session.settings()
     health = look_at(settings, Survey(Repository(settings.repository)), now=utc_now())
+    if alert:
+        _alert(settings, health)
     if as_json:
         click.echo(json.dumps(health_document(health), indent=2))
     else:
         _show(health)
     if not health.well:
         sys.exit(ProofFailed.exit_code)
+
+
+def _alert(settings: Settings, health: Health) -> None:
+    for each in alerts.look(settings, health.troubles, now=health.at, covers=(*STALE, *ELSE)):
+        if not each.delivered:
+            click.echo(f"error: an alert was not taken: {each.channel}: {each.answer}", err=True)
+    if health.well:
+        alerts.ping_when_well(settings)
 
 
 def _show(health: Health) -> None:

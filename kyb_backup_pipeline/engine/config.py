@@ -309,6 +309,7 @@ class ScheduleSettings(_Section):
     point_in_time_test: NonEmpty = "0 5 1 * *"
     verify_all: NonEmpty = "0 4 * * *"
     retention: NonEmpty = "30 5 * * *"
+    health_report: NonEmpty = "0 6 * * *"
 
 
 class Settings(_Section):

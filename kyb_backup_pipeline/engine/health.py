@@ -17,6 +17,7 @@ from kyb_backup_pipeline.engine.config import HealthSettings, ScheduleSettings, 
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, NotFound
 from kyb_backup_pipeline.engine.journal import all_journals
 from kyb_backup_pipeline.engine.manifest import Kind
+from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.recovery_plan import Coverage
 from kyb_backup_pipeline.engine.store import LEFTOVER_AGE, Leftover
 from kyb_backup_pipeline.engine.survey import Fact, ProofName, Survey
@@ -28,8 +29,14 @@ from kyb_backup_pipeline.engine.wal import ranges
 KINDS: tuple[Kind, ...] = ("full", "base", "incremental", "configuration", "application_state")
 RESTORE_TESTED: tuple[Kind, ...] = ("full", "incremental")
 """Kinds that are restored on throwaway servers; of the others every member is compared."""
+STALE = ("stale:",)
+ELSE = ("repository", "missed:", "failed:", "verification:", "restore_test:", "unsure:", "unverified:",
+        "unrestore_tested:", "anomaly:", "gap:", "slot_lag", "archiver", "space", "unreadable:", "clock",
+        "leftovers", "restore:", "retention")  # fmt: skip
+"""What keys of troubles begin with: of these a look says when they are over."""
 _CLOCKS_DIFFER = timedelta(minutes=10)
 _WEEK = timedelta(days=7)
+_PRUNES = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +103,7 @@ class Surroundings:
     free: int = 0
     total: int = 0
     killed_restores: tuple[str, ...] = ()
+    prunes: tuple[PruneRecord, ...] = ()
 
 
 def look_at(settings: Settings, survey: Survey, *, now: datetime) -> Health:
@@ -132,6 +140,7 @@ def judge(settings: Settings, facts: Sequence[Fact], around: Surroundings, now: 
         *_log(settings.health, around, newest_increment),
         *_room(settings, space),
         *_disorder(facts, around, now),
+        *_retention(around),
     ]
     worst_first = sorted(troubles, key=lambda t: -SEVERITIES.index(t.severity))
     return Health(
@@ -174,6 +183,7 @@ def _surroundings(settings: Settings, survey: Survey) -> Surroundings:
         coverage=survey.coverage(),
         free=status.f_bavail * status.f_frsize,
         total=status.f_blocks * status.f_frsize,
+        prunes=tuple(PruneRecords(repository.root).newest(_PRUNES)),
         killed_restores=tuple(j.restore_id for j in all_journals(settings) if j.abandoned()),
     )
 
@@ -216,13 +226,14 @@ def _kind(
 
 def _space(facts: Sequence[Fact], around: Surroundings, now: datetime) -> Space:
     added = sum(f.size for f in facts if f.at is not None and now - f.at <= _WEEK)
+    freed = sum(p.freed for p in around.prunes if p.state == "done" and now - p.began_at <= _WEEK)
     oldest = min((f.at for f in facts if f.at is not None), default=now)
     days = min(max((now - oldest) / timedelta(days=1), 1.0), 7.0)
     return Space(
         free=around.free,
         total=around.total,
         used_by_backups=sum(f.size for f in facts),
-        growth=added / days,
+        growth=max(added - freed, 0) / days,
     )
 
 
@@ -383,6 +394,19 @@ def _room(settings: Settings, space: Space) -> Iterator[Trouble]:
             text=f"{text}; {space.growth / 2**30:.2f} GiB more each day",
             hint="kyb-backup prune --dry-run; or a larger file system",
         )  # fmt: skip
+
+
+def _retention(around: Surroundings) -> Iterator[Trouble]:
+    """The last prune was refused, failed, or was killed."""
+    if not around.prunes or around.prunes[0].state == "done":
+        return
+    last = around.prunes[0]
+    said = {"refused": "was refused", "failed": "failed", "running": "was killed"}[last.state]
+    yield Trouble(
+        key="retention", severity="critical" if last.state == "refused" else "warning",
+        title=f"the last prune {said}", text=last.refusal or f"begun at {last.began_at:%Y-%m-%d %H:%M} UTC",
+        hint=last.hint or "kyb-backup prune --dry-run",
+    )  # fmt: skip
 
 
 def _disorder(facts: Sequence[Fact], around: Surroundings, now: datetime) -> Iterator[Trouble]:

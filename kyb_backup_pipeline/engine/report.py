@@ -13,11 +13,13 @@ from typing import Any
 from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.health import Health, KindHealth, look_at
 from kyb_backup_pipeline.engine.manifest import Verdict
+from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.records import RECORD_STAMP, ProofRecords, proof_order
 from kyb_backup_pipeline.engine.survey import Fact, Survey
 
 DAYS = 60
 """How far the history of restore tests reaches back."""
+_PRUNES = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class Report:
     health: Health
     facts: tuple[Fact, ...]
     tests: tuple[RestoreTest, ...]
+    pruned: tuple[PruneRecord, ...] = ()
 
 
 def make_report(settings: Settings, survey: Survey, *, now: datetime) -> Report:
@@ -48,7 +51,11 @@ def make_report(settings: Settings, survey: Survey, *, now: datetime) -> Report:
         facts = tuple(survey.look())
     tests = _tests(survey.repository.records, now - timedelta(days=DAYS))
     return Report(
-        repository=str(settings.repository), health=health, facts=facts, tests=tuple(tests)
+        repository=str(settings.repository),
+        health=health,
+        facts=facts,
+        tests=tuple(tests),
+        pruned=tuple(PruneRecords(settings.repository).newest(_PRUNES)),
     )
 
 
@@ -78,6 +85,11 @@ def as_document(report: Report) -> dict[str, Any]:
             for t in report.tests
         ],
         "backups": [backup_document(fact) for fact in report.facts],
+        "pruned": [
+            {"at": record.began_at.isoformat(), "state": record.state, "refusal": record.refusal,
+             "deleted": [gone.model_dump() for gone in record.deleted]}
+            for record in report.pruned
+        ],
     }  # fmt: skip
 
 

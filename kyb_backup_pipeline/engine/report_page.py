@@ -4,19 +4,26 @@ No script, no font and no picture from elsewhere; light and dark as the reader h
 stands on each sheet. What comes from a repository (ids, labels, messages) is escaped by the template.
 """
 
+import json
+import os
 from datetime import datetime
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from kyb_backup_pipeline.engine import pictures
+from kyb_backup_pipeline.engine.files import flush_folder, write_durably
 from kyb_backup_pipeline.engine.health import RESTORE_TESTED, Health, KindHealth, named
-from kyb_backup_pipeline.engine.report import Report, days_of
+from kyb_backup_pipeline.engine.report import Report, as_document, days_of
 from kyb_backup_pipeline.engine.survey import Fact, ProofFact
 from kyb_backup_pipeline.engine.trouble import lasting
 
 _ROWS = 2000
 """Of the table of backups: more would make a page that no phone opens."""
 _POINTS = 200
+_FOLDER = "monitoring/reports"
+_KEPT = 60
+_PRUNED = 200
 
 
 def html_page(report: Report) -> str:
@@ -33,6 +40,11 @@ def html_page(report: Report) -> str:
         health=health,
         kinds=[_kind_row(one) for one in health.kinds.values()],
         backups=[_backup_row(fact) for fact in report.facts[:_ROWS]],
+        pruned=[
+            (f"{record.began_at:%Y-%m-%d %H:%M}", gone.id, gone.why)
+            for record in report.pruned
+            for gone in record.deleted
+        ][:_PRUNED],
         left_out=max(len(report.facts) - _ROWS, 0),
         pictures=[(title, _safe(svg)) for title, svg in pictures_of(report)],
         headline=headline(health),
@@ -43,6 +55,24 @@ def html_page(report: Report) -> str:
         else "not known",
         room=_room(health),
     )
+
+
+def keep_report(repository: Path, report: Report) -> Path:
+    """Write page and JSON into the repository, the newest sixty; where the page is. Raises OSError."""
+    folder = repository / _FOLDER
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stem = f"health_{report.health.at:%Y%m%d_%H%M%S}"
+    page = folder / f"{stem}.html"
+    document = json.dumps(as_document(report), indent=2).encode()
+    for path, content in ((folder / f"{stem}.json", document), (page, html_page(report).encode())):
+        temporary = folder / f".{path.name}.tmp"
+        write_durably(temporary, content)
+        os.rename(temporary, path)
+    flush_folder(folder)
+    for suffix in ("html", "json"):
+        for old in sorted(folder.glob(f"health_*.{suffix}"))[:-_KEPT]:
+            old.unlink(missing_ok=True)
+    return page
 
 
 def text_page(report: Report) -> str:
