@@ -21,6 +21,7 @@ Where to look next: ``stepped`` for the journal of the steps, ``database_swap``,
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import time
@@ -53,6 +54,7 @@ from kyb_backup_pipeline.engine.journal import Step
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import Programs, Target, client_programs, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
+from kyb_backup_pipeline.engine.quiet_session import login_triggers, quiet
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, maintenance
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX, Request
 from kyb_backup_pipeline.engine.restore import (
@@ -304,10 +306,16 @@ class DatabaseRestore(Stepped[Journal]):
             ]
             if bad:
                 more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+                hint = f"{self.target.dbname!r} was not touched; look at {self.journal.new_name!r}"
+                if login_triggers(self._new):
+                    hint += (
+                        "; it has event triggers on login, which fired in our sessions: GRANT SET ON "
+                        f"PARAMETER event_triggers TO {self.target.user}, or restore as a superuser"
+                    )
                 raise RestoreFailed(
                     f"the restored database is not what the source held: {bad[0].object} "
                     f"{bad[0].message}{more}",
-                    hint=f"{self.target.dbname!r} was not touched; look at {self.journal.new_name!r}",
+                    hint=hint,
                 )
             step.detail = f"{result.rows} rows in {result.tables} tables equal the source's"
         if self.wish.into is not None:
@@ -357,9 +365,13 @@ class DatabaseRestore(Stepped[Journal]):
 
     # What is around them
 
+    @functools.cached_property
+    def _quiet(self) -> Target:
+        return quiet(self.target)
+
     @property
     def _new(self) -> Target:
-        return self.target.with_database(self.journal.new_name)
+        return self._quiet.with_database(self.journal.new_name)
 
     def _programs(self) -> Programs:
         origin = origin_of(self.source)

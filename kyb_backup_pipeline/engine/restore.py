@@ -151,6 +151,12 @@ def create_database(target: Target, name: str, requirements: Requirements) -> No
             )
         except psycopg.errors.DuplicateDatabase as error:
             raise RestoreFailed(f"a database {name!r} exists already") from error
+        except (
+            psycopg.errors.InsufficientPrivilege,
+            psycopg.errors.ObjectInUse,
+            psycopg.errors.ReadOnlySqlTransaction,
+        ) as error:
+            raise RestoreFailed(f"no database can be made here: {_first_line(error)}") from error
         except psycopg.Error as error:
             raise missing_here(error.diag.message_primary) or CouldNotVerify(
                 f"no database like the source's can be made here: {_first_line(error)}",

@@ -67,8 +67,13 @@ class Outlook:
 
 
 def restoring_target(settings: Settings) -> Target:
-    """The database that is restored, as the role that restores."""
+    """The database that is restored, as the role that restores.
+
+    Its sessions write, also on a server or in a database that is set to be read only.
+    """
     target, how = Target.of(settings), settings.recovery
+    options = {**target.options, "default_transaction_read_only": "off"}
+    target = replace(target, options=options)
     if how.user is None:
         return target
     password = how.password.get_secret_value() if how.password else None
@@ -107,6 +112,7 @@ def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime)
     notes: list[str] = []
     try:
         with connect(server) as connection:
+            _check_writable(connection, target)
             version = connection.execute("SHOW server_version").fetchone()
             major = connection.info.server_version // 10000
             _check_version(major, origin)
@@ -196,6 +202,14 @@ def drop_restoring(server: Target, journal: Journal) -> None:
     with connect(server) as connection:
         connection.execute(
             sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        )
+
+
+def _check_writable(connection: psycopg.Connection, target: Target) -> None:
+    if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
+        raise Refused(
+            f"{target.host}:{target.port} is a standby, or still recovering: nothing can be written there",
+            hint="restore on the primary (database.host), or promote this server first",
         )
 
 
