@@ -1,7 +1,7 @@
 """What a database and its server may have about them: a restore of it goes through, or says why not."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,13 @@ from kyb_backup_pipeline.engine import config
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.postgres import Target
+from kyb_backup_pipeline.engine.quiet_session import quiet
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_outlook import Wish
+from kyb_backup_pipeline.engine.single_tables import keep_tables
 from kyb_backup_pipeline.sandbox.cluster import Cluster
-from kyb_backup_pipeline_tests.conftest import execute
+from kyb_backup_pipeline_tests.conftest import create_database, drop_database, execute
 from kyb_backup_pipeline_tests.running import Cli
 from kyb_backup_pipeline_tests.test_database_restore import Live, change
 from kyb_backup_pipeline_tests.test_database_restore import live as live  # the fixture
@@ -98,3 +101,113 @@ def test_a_standby_is_refused_by_a_dry_run_too(small: tuple[Cluster, dict[str, s
         run = Cli(None, environment).run("restore", "database", "good", option)
         assert run.returncode == Refused.exit_code, run.stderr
         assert "is a standby" in run.stderr
+
+
+# Single tables
+
+
+def columns_of(target: Target, *schemas: str) -> dict[str, str]:
+    """Every table with its columns and their defaults."""
+    rows = execute(
+        target,
+        "SELECT c.oid::regclass::text, string_agg(a.attname || coalesce(' = ' || pg_get_expr(d.adbin, "
+        "d.adrelid), ''), ', ' ORDER BY attnum) FROM pg_class c "
+        "LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND attnum > 0 AND NOT attisdropped "
+        "LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum "
+        "WHERE relkind IN ('r', 'p') AND relnamespace::regnamespace::text = ANY (%s) GROUP BY c.oid",
+        (list(schemas),),
+    )
+    return dict(rows)
+
+
+_WOVEN = (
+    "CREATE SCHEMA w",
+    "CREATE TABLE w.parent (a int)",
+    "CREATE TABLE w.child (b int) INHERITS (w.parent)",
+    "INSERT INTO w.child VALUES (1, 2)",
+    "CREATE TABLE w.parts (a int PRIMARY KEY) PARTITION BY RANGE (a)",
+    "CREATE TABLE w.parts_1 PARTITION OF w.parts FOR VALUES FROM (0) TO (10)",
+    "CREATE TABLE w.parts_2 PARTITION OF w.parts FOR VALUES FROM (10) TO (20)",
+    "INSERT INTO w.parts VALUES (1), (11)",
+    "CREATE TABLE w.row_of (a int)",
+    "CREATE TABLE w.holds (k int, r w.row_of, m w.row_of[])",
+    "INSERT INTO w.holds VALUES (1, ROW(5), ARRAY[ROW(6)::w.row_of])",
+    "CREATE FUNCTION w.next(w.row_of) RETURNS int LANGUAGE sql AS 'SELECT 7'",
+    "CREATE TABLE w.calls (a int DEFAULT w.next(NULL), b int)",
+    "INSERT INTO w.calls (b) VALUES (1)",
+    "CREATE SEQUENCE w.numbers OWNED BY w.row_of.a",
+    "CREATE TABLE w.counted (a int DEFAULT nextval('w.numbers'), b int)",
+    "INSERT INTO w.counted (b) VALUES (1)",
+    "CREATE TABLE w.refers (a int REFERENCES w.parts)",
+    "CREATE TABLE w.guarded (a int)",
+    "CREATE POLICY few ON w.guarded USING (a IN (SELECT a FROM w.row_of))",
+    "INSERT INTO w.guarded VALUES (1)",
+    "CREATE VIEW w.seen AS SELECT count(*) FROM w.parent, w.row_of",
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "besides"),
+    [
+        ("child", ["parent"]),
+        ("parent", ["child"]),
+        ("parts_1", ["parts"]),
+        ("parts", ["parts_1", "parts_2"]),
+        ("holds", ["row_of"]),
+        ("calls", ["row_of"]),
+        ("counted", ["row_of"]),
+        ("guarded", ["row_of"]),
+        ("refers", []),
+    ],
+)
+def test_a_single_table_comes_back_whole_with_what_it_rests_on(
+    live: Live, wanted: str, besides: list[str]
+) -> None:
+    run_in(live, *_WOVEN, "INSERT INTO w.refers VALUES (1)")
+    into = f"{live.name}_few"
+    journal = live.restore(live.backup(), Wish(into=into, tables=(f"w.{wanted}",)))
+    source, few = columns_of(live.target, "w"), columns_of(live.server.target(into), "w", "public")
+    assert few == {f"w.{name}": source[f"w.{name}"] for name in (wanted, *besides)}
+    rows = f"SELECT * FROM w.{wanted} ORDER BY 1"
+    assert execute(live.server.target(into), rows) == execute(live.target, rows) != []
+    said = "; ".join(journal.notes)
+    for name in besides:
+        assert f"w.{name}" in said
+    assert ("foreign key refers_a_fkey of w.refers was left out" in said) == (wanted == "refers")
+
+
+def test_single_tables_of_a_database_that_is_read_only_and_forbids_drops(live: Live) -> None:
+    run_in(
+        live,
+        "CREATE FUNCTION never() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no drops'; END $$",
+        "CREATE EVENT TRIGGER never ON sql_drop EXECUTE FUNCTION never()",
+        "ALTER DATABASE DB SET transaction_timeout = '20ms'",
+        "ALTER DATABASE DB SET default_transaction_read_only = on",
+    )
+    into = f"{live.name}_few"
+    journal = live.restore(live.backup(), Wish(into=into, tables=("users",)))
+    assert journal.state == "done"
+    assert list(columns_of(live.server.target(into), "public", "kyb")) == ["users"]
+
+
+def test_event_triggers_are_as_they_were_where_a_session_cannot_switch_them_off(
+    server_of: Callable[[int], Cluster],
+) -> None:
+    cluster, name = server_of(16), "woven"
+    create_database(cluster.target(), name)
+    try:
+        for statement in (
+            "CREATE TABLE wanted (a int)",
+            "CREATE TABLE other (a int)",
+            "CREATE FUNCTION never() RETURNS event_trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE 'no drops'; END $$",
+            "CREATE EVENT TRIGGER never ON sql_drop EXECUTE FUNCTION never()",
+            "ALTER EVENT TRIGGER never ENABLE ALWAYS",
+        ):
+            execute(cluster.target(name), statement)
+        keep_tables(quiet(cluster.target(name)), ("wanted",))
+        assert list(columns_of(cluster.target(name), "public")) == ["wanted"]
+        states = execute(cluster.target(name), "SELECT evtenabled::text FROM pg_event_trigger")
+        assert states == [("A",)]
+    finally:
+        drop_database(cluster.target(), name)

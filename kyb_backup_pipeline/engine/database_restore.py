@@ -381,7 +381,7 @@ class DatabaseRestore(Stepped[Journal]):
         """Give the restored database its wanted name, and keep only the wanted tables of it."""
         assert self.wish.into is not None
         if self.wish.tables:
-            keep_tables(self._new, self.wish.tables)
+            self.journal.notes += keep_tables(self._new, self.wish.tables)
         swap_databases(self.server, live=self.wish.into, aside=None, new=self.journal.new_name)
 
     def _owed(self, name: str, error: BaseException) -> str:
