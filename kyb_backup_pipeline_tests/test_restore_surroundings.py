@@ -1,19 +1,25 @@
 """What a database and its server may have about them: a restore of it goes through, or says why not."""
 
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from psycopg import sql
 
 from kyb_backup_pipeline.engine import config
+from kyb_backup_pipeline.engine.database_restore import STEPS, DatabaseRestore
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
+from kyb_backup_pipeline.engine.journal import Step
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import Target
 from kyb_backup_pipeline.engine.quiet_session import quiet
 from kyb_backup_pipeline.engine.request import Request
-from kyb_backup_pipeline.engine.restore_outlook import Wish
+from kyb_backup_pipeline.engine.restore_outlook import Wish, drop_restoring
 from kyb_backup_pipeline.engine.single_tables import keep_tables
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import create_database, drop_database, execute
@@ -28,7 +34,7 @@ WITHOUT_SAFETY = Wish(safety_backup=False)
 def run_in(live: Live, *statements: str) -> None:
     """Run statements in the live database; DB stands for its name."""
     for statement in statements:
-        execute(live.target, statement.replace("DB", f'"{live.name}"').encode())
+        execute(live.target, re.sub(r"\bDB\b", f'"{live.name}"', statement).encode())
 
 
 # What sets our sessions
@@ -211,3 +217,168 @@ def test_event_triggers_are_as_they_were_where_a_session_cannot_switch_them_off(
         assert states == [("A",)]
     finally:
         drop_database(cluster.target(), name)
+
+
+# The role that restores, and where the database lives
+
+
+@pytest.fixture
+def least(live: Live) -> Iterator[tuple[Live, str, str]]:
+    """A database of an owner of its own, made as PostgreSQL makes one; that owner, and the least role."""
+    owner, role = (f"{name}_{time.monotonic_ns()}" for name in ("kyb_owner", "kyb_restore"))
+    server, name = live.server.target(), f"{live.name}_owned"
+    execute(server, f"CREATE ROLE {owner}")
+    execute(server, f'CREATE DATABASE "{name}" OWNER {owner} TEMPLATE template0')
+    owned = replace(live, environment={**live.environment, "DB_NAME": name})
+    owned.settings = owned.with_settings()
+    run_in(
+        owned,
+        "CREATE TABLE users (a serial)",
+        "INSERT INTO users SELECT FROM generate_series(1, 3)",
+        f"ALTER TABLE users OWNER TO {owner}",
+    )
+    text = (Path(__file__).parent.parent / "docs" / "roles.md").read_text()
+    (script,) = re.findall(r"```sql\n(CREATE ROLE kyb_restore .*?)```", text, re.S)
+    for statement in (
+        script.replace("kyb_owner", owner).replace("kyb_restore", role).split(";")[:-1]
+    ):
+        execute(server, re.sub(r"--.*", "", statement).encode())
+    yield owned, owner, role
+    for found in (owned.name, *owned.databases()):
+        drop_database(server, found)
+    for each in (role, owner):
+        execute(server, f"DROP ROLE IF EXISTS {each}")
+
+
+def test_the_least_role_restores_a_database_as_postgresql_makes_one(
+    least: tuple[Live, str, str],
+) -> None:
+    owned, owner, role = least
+    backup = owned.backup()
+    execute(owned.target, "DELETE FROM users")
+    owned.restore(backup, WITHOUT_SAFETY, RECOVERY__USER=role)
+    assert owned.users() == 3
+    assert execute(
+        owned.target, "SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = current_database()"
+    ) == [(owner,)]  # fmt: skip
+
+
+def test_the_least_role_makes_the_roles_that_are_missing(least: tuple[Live, str, str]) -> None:
+    owned, owner, role = least
+    reader, chief = (f"{name}_{time.monotonic_ns()}" for name in ("reader", "chief"))
+    server = owned.server.target()
+    statements = (
+        f"CREATE ROLE {reader} LOGIN PASSWORD ' NOSUPERUSER' CONNECTION LIMIT 3",
+        f"GRANT {owner} TO {reader}",
+        f"CREATE ROLE {chief} NOINHERIT CREATEDB",
+        f"GRANT {chief} TO {reader}",
+        f"GRANT SELECT ON users TO {reader}",
+    )
+    attributes = (
+        "SELECT rolcanlogin, rolinherit, rolcreatedb, rolconnlimit, rolsuper, rolreplication, rolbypassrls "
+        "FROM pg_roles WHERE rolname = ANY (%s) ORDER BY rolname"
+    )
+    try:
+        run_in(owned, *statements)
+        backup = owned.backup()
+        before = execute(server, attributes, ([reader, chief],))
+        run_in(owned, f"DROP OWNED BY {reader}, {chief}")
+        for each in (reader, chief):
+            execute(server, f"DROP ROLE {each}")
+        journal = owned.restore(backup, WITHOUT_SAFETY, RECOVERY__USER=role)
+        assert execute(server, attributes, ([reader, chief],)) == before
+        assert execute(server, "SELECT pg_has_role(%s, %s, 'MEMBER')", (reader, chief)) == [(True,)]
+        assert [n for n in journal.notes if f"GRANT {owner} TO {reader}" in n]  # no right to that
+        # and a whole cluster that is new: the owner is missing too
+        for name in (owned.name, *owned.databases()):
+            drop_database(server, name)
+        for each in (reader, chief, owner):
+            execute(server, f"DROP ROLE {each}")
+        owned.restore(backup, WITHOUT_SAFETY, RECOVERY__USER=role)
+        assert owned.users() == 3
+        assert execute(server, "SELECT pg_has_role(%s, %s, 'MEMBER')", (reader, owner)) == [(True,)]
+    finally:
+        for name in (owned.name, *owned.databases()):
+            drop_database(server, name)
+        for each in (reader, chief):
+            execute(server, f"DROP ROLE IF EXISTS {each}")
+
+
+def test_a_database_comes_back_into_its_tablespace_or_it_is_said(
+    least: tuple[Live, str, str],
+) -> None:
+    owned, _, role = least
+    server, space = owned.server.target(), f"space_{time.monotonic_ns()}"
+    lives = "SELECT spcname::text FROM pg_database d JOIN pg_tablespace t ON t.oid = dattablespace WHERE datname = %s"
+    execute(server, f"CREATE TABLESPACE {space} LOCATION ''")
+    try:
+        backup = owned.backup()
+        execute(server, f'ALTER DATABASE "{owned.name}" SET TABLESPACE {space}')
+        journal = owned.restore(backup, WITHOUT_SAFETY)
+        assert execute(server, lives, (owned.name,)) == [(space,)]
+        journal = owned.restore(backup, WITHOUT_SAFETY, RECOVERY__USER=role)
+        assert execute(server, lives, (owned.name,)) == [("pg_default",)]
+        assert f"GRANT CREATE ON TABLESPACE {space}" in "; ".join(journal.notes)
+    finally:
+        for name in (owned.name, *owned.databases()):
+            drop_database(server, name)
+        execute(server, f"DROP TABLESPACE {space}")
+
+
+# Whose a database is
+
+
+def test_a_database_that_somebody_else_has_under_such_a_name_stays(live: Live) -> None:
+    backup, after = live.backup(), change(live)
+    restore = DatabaseRestore.begin(live.settings, backup, WITHOUT_SAFETY, now=utc_now())
+    others = (restore.journal.new_name, restore.journal.replaced_name)
+    for name in others:
+        create_database(live.server.target(), name)
+        execute(live.server.target(name), "CREATE TABLE precious AS SELECT 1")
+    journal = restore.run()
+    assert journal.state == "done"
+    assert live.users() == after - 7
+    assert set(live.databases()) == {*others, journal.replaced_name}
+
+
+def test_only_what_a_restore_made_is_dropped_after_a_kill_whatever_its_name(live: Live) -> None:
+    restore = DatabaseRestore.begin(live.settings, live.backup(), WITHOUT_SAFETY, now=utc_now())
+    server, journal = live.server.target(), restore.journal
+    name = journal.new_name
+
+    def left(*, table: bool, comment: str | None) -> bool:
+        create_database(server, name)
+        if table:
+            execute(live.server.target(name), "CREATE TABLE precious AS SELECT 1")
+        execute(
+            server, sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), comment)
+        )
+        drop_restoring(server, journal)
+        found = name in live.databases()
+        drop_database(server, name)
+        return found
+
+    assert left(table=False, comment=None)  # before it came to the making
+    for step in STEPS[: STEPS.index("create")]:
+        restore.step(step)
+    journal.steps.append(Step(name="create", began_at=utc_now()))
+    assert not left(table=False, comment=None)  # killed between the making and the mark
+    assert left(table=True, comment=None)
+    assert left(table=True, comment="gold")
+    assert left(table=False, comment="gold")
+    assert not left(table=True, comment=f"being restored by {journal.restore_id}")
+
+
+def test_a_new_database_is_marked_until_its_comment_is_that_of_the_source(live: Live) -> None:
+    comment = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s"
+    for text in (None, "gold"):
+        execute(live.server.target(), sql.SQL("COMMENT ON DATABASE {} IS {}").format(
+            sql.Identifier(live.name), text))  # fmt: skip
+        backup = live.backup(f"b_{text}")
+        restore = DatabaseRestore.begin(live.settings, backup, WITHOUT_SAFETY, now=utc_now())
+        for step in STEPS[: STEPS.index("load")]:
+            restore.step(step)
+        ((said,),) = execute(live.server.target(), comment, (restore.journal.new_name,))
+        assert restore.journal.restore_id in said
+        restore.run()
+        assert execute(live.server.target(), comment, (live.name,)) == [(text,)]

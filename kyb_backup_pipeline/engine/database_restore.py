@@ -29,7 +29,6 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import psycopg
-from psycopg import sql
 
 from kyb_backup_pipeline.engine.comparison import compare
 from kyb_backup_pipeline.engine.config import Settings
@@ -45,6 +44,7 @@ from kyb_backup_pipeline.engine.errors import (
     Locked,
     NotEnoughSpace,
     ProofFailed,
+    Refused,
     RestoreFailed,
 )
 from kyb_backup_pipeline.engine.evidence import take_evidence_parallel
@@ -55,7 +55,7 @@ from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import Programs, Target, client_programs, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.quiet_session import login_triggers, quiet
-from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, maintenance
+from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, derived_name, maintenance
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX, Request
 from kyb_backup_pipeline.engine.restore import (
     apply_database_settings,
@@ -63,16 +63,20 @@ from kyb_backup_pipeline.engine.restore import (
     create_database,
     load_dump,
     load_globals,
+    owner_of,
 )
 from kyb_backup_pipeline.engine.restore_outlook import (
     Wish,
     check_wish,
     drop_restoring,
+    home_of,
     leftovers,
     look_ahead,
+    mark,
     restoring_target,
     server_place,
     told,
+    unmark,
 )
 from kyb_backup_pipeline.engine.restore_source import (
     Source,
@@ -246,7 +250,14 @@ class DatabaseRestore(Stepped[Journal]):
         if not recorded:
             self.journal.notes.append("roles were not recorded: those that the dump names are made")
         self.journal.notes += load_globals(self.server, text, throwaway=False)
-        create_database(self.server, self.journal.new_name, origin.requirements)
+        self._choose_names()
+        with connect(self.server) as connection:
+            home = home_of(connection, self.target)
+        create_database(
+            self.server, self.journal.new_name, origin.requirements, owner=self._owner(),
+            tablespace=home.name if home is not None and home.allowed else None,
+        )  # fmt: skip
+        mark(self.server, self.journal)
         self.journal.new_oid = database_oid(self.server, self.journal.new_name)
         step.detail = self.journal.new_name
 
@@ -276,14 +287,8 @@ class DatabaseRestore(Stepped[Journal]):
             raise
 
     def _settle(self, step: Step) -> None:
+        unmark(self.server, self.journal)
         if self.source.manifest.legacy:
-            with connect(self.server) as connection:
-                connection.execute(
-                    sql.SQL("ALTER DATABASE {} OWNER TO {}").format(
-                        sql.Identifier(self.journal.new_name),
-                        sql.Identifier(self.settings.database.user),
-                    )
-                )
             self.journal.notes.append("settings and grants of the database were not recorded")
         else:
             self.journal.notes += apply_database_settings(self.source, self._programs(), self._new)
@@ -372,6 +377,23 @@ class DatabaseRestore(Stepped[Journal]):
     @property
     def _new(self) -> Target:
         return self._quiet.with_database(self.journal.new_name)
+
+    def _choose_names(self) -> None:
+        """Names that nobody has, written down before there is a database of that name."""
+        journal = self.journal
+        stamp = f"{utc_now():%Y%m%d%H%M%S%f}"
+        journal.new_name = derived_name(journal.into or journal.database, f"_restoring_{stamp}")
+        journal.replaced_name = derived_name(journal.database, f"_replaced_{stamp}")
+        for name in (journal.new_name, journal.replaced_name):
+            if database_oid(self.server, name) is not None:
+                raise Refused(f"there is a database {name!r} already", hint="begin again")
+        self.journals.keep(journal)
+
+    def _owner(self) -> str | None:
+        """Those of the old scripts say nothing about the database itself."""
+        if self.source.manifest.legacy:
+            return self.settings.database.user
+        return owner_of(self.source)
 
     def _programs(self) -> Programs:
         origin = origin_of(self.source)

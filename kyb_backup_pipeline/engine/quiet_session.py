@@ -7,6 +7,8 @@ can be switched off for a session, by a superuser or with ``GRANT SET ON PARAMET
 
 from dataclasses import replace
 
+import psycopg
+
 from kyb_backup_pipeline.engine.postgres import Target, connect
 from kyb_backup_pipeline.engine.recovery_journal import maintenance
 
@@ -39,3 +41,17 @@ def login_triggers(target: Target) -> bool:
             "SELECT count(*) FROM pg_event_trigger WHERE evtevent = 'login' AND evtenabled <> 'D'"
         ).fetchone()
     return row is not None and row[0] > 0
+
+
+def has_tables(connection: psycopg.Connection) -> bool:
+    """Whether there is any table that is neither PostgreSQL's own nor an extension's."""
+    row = connection.execute(
+        """
+        SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname !~ '^pg_'
+              AND n.nspname <> 'information_schema'
+              AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+                              AND d.objid = c.oid AND d.deptype = 'e'))
+        """
+    ).fetchone()
+    return row == (True,)

@@ -16,10 +16,11 @@ import psycopg
 from psycopg import sql
 
 from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.database_swap import database_named, database_oid
+from kyb_backup_pipeline.engine.database_swap import database_oid
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, Refused, RestoreFailed
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.postgres import Target, connect
+from kyb_backup_pipeline.engine.quiet_session import has_tables, quiet
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, maintenance
 from kyb_backup_pipeline.engine.restore import check_requirements, missing_here
 from kyb_backup_pipeline.engine.restore_source import Origin, Source, globals_of, origin_of
@@ -124,7 +125,8 @@ def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime)
             now_bytes = connection.execute(
                 "SELECT pg_database_size(oid) FROM pg_database WHERE datname = %s", (target.dbname,)
             ).fetchone()
-            room = server_room(connection, target)
+            home = home_of(connection, target)
+            room = _room(connection, target, home)
             log = _log_bound(connection)
             existing = {
                 n for (n,) in connection.execute("SELECT quote_ident(rolname) FROM pg_roles")
@@ -147,6 +149,11 @@ def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime)
     if room is None:
         notes.append(
             f"the server's free space is not known here: about {needed / 2**30:.2f} GiB is needed"
+        )
+    if home is not None and not home.allowed:
+        notes.append(
+            f"{target.dbname!r} lives in the tablespace {home.name}, where {target.user!r} may not create: "
+            f"the restored database comes into pg_default (GRANT CREATE ON TABLESPACE {home.name})"
         )
     taken = manifest.started_at or manifest.timestamp
     return Outlook(
@@ -184,25 +191,75 @@ def leftovers(settings: Settings, keep: str = "") -> list[tuple[str, Journal]]:
             continue
         if journal.state == "running" and not journal.abandoned():
             continue
-        oid = journal.new_oid
-        if oid is None:
-            oid = database_oid(server, journal.new_name)
-        database = database_named(server, oid) if oid is not None else None
-        if database is not None and database.name == journal.new_name:
-            found.append((database.name, journal))
+        if _oid_of_restoring(server, journal) is not None:
+            found.append((journal.new_name, journal))
     return found
 
 
 def drop_restoring(server: Target, journal: Journal) -> None:
     """Drop the database that a restore was filling, if it has not come into place."""
-    name = journal.new_name
-    oid = database_oid(server, name)
-    if oid is None or (journal.new_oid is not None and oid != journal.new_oid):
+    if _oid_of_restoring(server, journal) is None:
         return
     with connect(server) as connection:
         connection.execute(
-            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(
+                sql.Identifier(journal.new_name)
+            )
         )
+
+
+def _oid_of_restoring(server: Target, journal: Journal) -> int | None:
+    """The OID of the database that a restore was filling, if it is that: a name alone is no proof.
+
+    Where the OID did not come into the journal any more, the database has the restore's mark; one that
+    has none and nothing else in it either was made just before a kill.
+    """
+    oid = database_oid(server, journal.new_name)
+    if oid is None or journal.new_oid is not None:
+        return oid if oid == journal.new_oid else None
+    if journal.began("create") is None:
+        return None
+    marked = _mark_of(server, oid)
+    if marked is None and _is_empty(server.with_database(journal.new_name)):
+        return oid
+    return oid if marked == _mark(journal) else None
+
+
+def mark(server: Target, journal: Journal) -> None:
+    """Say in the new database whose it is, until its OID stands in the journal."""
+    _comment(server, journal, _mark(journal))
+
+
+def unmark(server: Target, journal: Journal) -> None:
+    """Take that away again."""
+    _comment(server, journal, None)
+
+
+def _comment(server: Target, journal: Journal, text: str | None) -> None:
+    with connect(server) as connection:
+        connection.execute(
+            sql.SQL("COMMENT ON DATABASE {} IS {}").format(
+                sql.Identifier(journal.new_name), sql.Literal(text)
+            )
+        )
+
+
+def _mark(journal: Journal) -> str:
+    return f"being restored by {journal.restore_id}"
+
+
+def _mark_of(server: Target, oid: int) -> str | None:
+    with connect(server) as connection:
+        row = connection.execute("SELECT shobj_description(%s, 'pg_database')", (oid,)).fetchone()
+    return row[0] if row else None
+
+
+def _is_empty(database: Target) -> bool:
+    try:
+        with connect(quiet(database)) as connection:
+            return not has_tables(connection)
+    except (KybError, psycopg.Error):
+        return False
 
 
 def _check_writable(connection: psycopg.Connection, target: Target) -> None:
@@ -273,10 +330,38 @@ def _roles(source: Source, existing: set[str]) -> tuple[tuple[str, ...], tuple[s
     return tuple(made), () if recorded else tuple(silent_ones)
 
 
-def server_room(connection: psycopg.Connection, target: Target) -> int | None:
-    """Bytes free where the server keeps its data, if it is this machine and this role may know."""
+@dataclass(frozen=True)
+class Home:
+    """A tablespace of its own; ``location`` is empty for one inside the server's folder."""
+
+    name: str
+    allowed: bool
+    location: str
+
+
+def home_of(connection: psycopg.Connection, target: Target) -> Home | None:
+    """Where the live database lives, if that is not ``pg_default``; no backup records it."""
+    row = connection.execute(
+        "SELECT t.spcname, has_tablespace_privilege(t.oid, 'CREATE'), pg_tablespace_location(t.oid) "
+        "FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace "
+        "WHERE d.datname = %s AND t.spcname <> 'pg_default'",
+        (target.dbname,),
+    ).fetchone()
+    return Home(*row) if row else None
+
+
+def _room(connection: psycopg.Connection, target: Target, home: Home | None) -> int | None:
+    """Bytes free where the server keeps its log and the data, if it is here and this role may know."""
     place = server_place(connection, target)
-    return None if place is None else free_bytes(place)
+    if place is None:
+        return None
+    places = [place]
+    if home is not None and home.allowed and home.location.startswith("/"):
+        places.append(Path(home.location))
+    try:
+        return min(map(free_bytes, places))
+    except OSError:
+        return None
 
 
 def server_place(connection: psycopg.Connection, target: Target) -> Path | None:
