@@ -1,7 +1,11 @@
 """What a database and its server may have about them: a restore of it goes through, or says why not."""
 
+import gzip
+import hashlib
+import json
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,19 +16,20 @@ from psycopg import sql
 
 from kyb_backup_pipeline.engine import config
 from kyb_backup_pipeline.engine.database_restore import STEPS, DatabaseRestore
-from kyb_backup_pipeline.engine.errors import Refused
+from kyb_backup_pipeline.engine.errors import Refused, RestoreFailed
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.journal import Step
 from kyb_backup_pipeline.engine.manifest import utc_now
-from kyb_backup_pipeline.engine.postgres import Target
+from kyb_backup_pipeline.engine.postgres import Target, connect
 from kyb_backup_pipeline.engine.quiet_session import quiet
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_outlook import Wish, drop_restoring
 from kyb_backup_pipeline.engine.single_tables import keep_tables
+from kyb_backup_pipeline.engine.subscriptions import forget_subscriptions
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import create_database, drop_database, execute
 from kyb_backup_pipeline_tests.running import Cli
-from kyb_backup_pipeline_tests.test_database_restore import Live, change
+from kyb_backup_pipeline_tests.test_database_restore import Live, alter_dump, change
 from kyb_backup_pipeline_tests.test_database_restore import live as live  # the fixture
 from kyb_backup_pipeline_tests.wal_clusters import running_cluster
 
@@ -382,3 +387,88 @@ def test_a_new_database_is_marked_until_its_comment_is_that_of_the_source(live: 
         assert restore.journal.restore_id in said
         restore.run()
         assert execute(live.server.target(), comment, (live.name,)) == [(text,)]
+
+
+# What must not be replaced, and what must not replace
+
+
+def test_an_old_scripts_backup_without_a_table_replaces_nothing(live: Live) -> None:
+    before, empty = live.users(), f"{live.name}_empty"
+    create_database(live.server.target(), empty)
+    dump = subprocess.run(
+        [live.server.programs.path("pg_dump"), "--format=plain"],
+        env={**os.environ, **live.server.target(empty).environment()}, capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    folder = live.settings.repository / "database" / "full" / "by_script"
+    folder.mkdir(parents=True)
+    content = gzip.compress(dump)
+    (folder / "database.sql.gz").write_bytes(content)
+    (folder / "backup_metadata.json").write_text(json.dumps({
+        "backup_id": "by_script", "timestamp": "2026-01-31T02:00:00Z", "type": "full",
+        "database": {"host": "h", "port": "5432", "name": live.name, "user": "u"},
+        "backup_file": "/x/database.sql.gz", "file_size": str(len(content)),
+        "checksum": hashlib.sha256(content).hexdigest(),
+    }))  # fmt: skip
+    with pytest.raises(RestoreFailed, match="holds no table at all") as failed:
+        live.restore(live.find("by_script"), WITHOUT_SAFETY)
+    assert "--into" in str(failed.value.hint)
+    assert (live.users(), live.calls()) == (before, [])
+    look = f"{live.name}_look"
+    assert live.restore(live.find("by_script"), Wish(into=look)).state == "done"
+
+
+@pytest.fixture
+def subscriber(live: Live) -> Iterator[Live]:
+    """A live database with a subscription, which is disabled."""
+    run_in(
+        live,
+        "CREATE SUBSCRIPTION news CONNECTION 'host=/nowhere dbname=x' PUBLICATION p WITH (connect = false)",
+    )
+    yield live
+    for name in (live.name, *live.databases()):
+        forget_subscriptions(live.server.target(name))
+
+
+def test_a_half_restored_database_with_a_subscription_goes(subscriber: Live) -> None:
+    backup, after = subscriber.backup(), change(subscriber)
+    end = b"\n--\n-- PostgreSQL database dump complete"
+    alter_dump(backup, lambda text: text.replace(end, b"\nSELECT 1/0;" + end))
+    with pytest.raises(RestoreFailed, match=r"division by zero.*is as it was"):
+        subscriber.restore(subscriber.find("good"), WITHOUT_SAFETY)
+    assert subscriber.databases() == []
+    alter_dump(backup, lambda text: text.replace(b"\nSELECT 1/0;", b""))
+    journal = subscriber.restore(subscriber.find("good"), WITHOUT_SAFETY)
+    assert subscriber.users() == after - 7
+    assert "ALTER SUBSCRIPTION news ENABLE" in "; ".join(journal.notes)
+    notes = forget_subscriptions(subscriber.target)
+    assert notes == ["the slot news of the subscription news stays on its publisher"]
+    assert forget_subscriptions(subscriber.target) == []
+
+
+def test_a_database_that_subscribes_does_not_change_places(subscriber: Live) -> None:
+    backup, after = subscriber.backup(), change(subscriber)
+    run_in(subscriber, "ALTER SUBSCRIPTION news ENABLE")
+    with pytest.raises(Refused, match=r"subscribes \(news\)") as refused:
+        subscriber.restore(backup, WITHOUT_SAFETY)
+    assert "DISABLE" in str(refused.value.hint)
+    assert (subscriber.users(), subscriber.databases(), subscriber.calls()) == (after, [], [])
+    run_in(subscriber, "ALTER SUBSCRIPTION news DISABLE")
+    subscriber.restore(backup, WITHOUT_SAFETY)
+    assert subscriber.users() == after - 7
+
+
+def test_what_came_since_the_check_is_found_before_the_service_stops(live: Live) -> None:
+    backup, after = live.backup(), change(live)
+    restore = DatabaseRestore.begin(live.settings, backup, WITHOUT_SAFETY, now=utc_now())
+    for step in STEPS[: STEPS.index("stop")]:
+        restore.step(step)
+    with connect(live.target, autocommit=False) as connection:
+        connection.execute("CREATE TABLE prepared (a int)")
+        connection.execute("PREPARE TRANSACTION 'late'")
+    try:
+        with pytest.raises(Refused, match=r"prepared transactions.*late"):
+            restore.run()
+    finally:
+        execute(live.target, "ROLLBACK PREPARED 'late'")
+    assert "stop" not in live.calls()
+    assert (live.users(), live.databases()) == (after, [])

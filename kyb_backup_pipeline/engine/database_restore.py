@@ -32,6 +32,7 @@ import psycopg
 
 from kyb_backup_pipeline.engine.comparison import compare
 from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.database_mark import mark, unmark
 from kyb_backup_pipeline.engine.database_swap import (
     check_swappable,
     database_oid,
@@ -54,7 +55,7 @@ from kyb_backup_pipeline.engine.journal import Step
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import Programs, Target, client_programs, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
-from kyb_backup_pipeline.engine.quiet_session import login_triggers, quiet
+from kyb_backup_pipeline.engine.quiet_session import has_tables, login_triggers, quiet
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, derived_name, maintenance
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX, Request
 from kyb_backup_pipeline.engine.restore import (
@@ -72,11 +73,9 @@ from kyb_backup_pipeline.engine.restore_outlook import (
     home_of,
     leftovers,
     look_ahead,
-    mark,
     restoring_target,
     server_place,
     told,
-    unmark,
 )
 from kyb_backup_pipeline.engine.restore_source import (
     Source,
@@ -89,6 +88,7 @@ from kyb_backup_pipeline.engine.single_tables import keep_tables
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
 from kyb_backup_pipeline.engine.stepped import Stepped
 from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.subscriptions import subscriptions_of
 from kyb_backup_pipeline.engine.verify import verify_backup
 
 _log = logging.getLogger(__name__)
@@ -294,10 +294,15 @@ class DatabaseRestore(Stepped[Journal]):
             self.journal.notes += apply_database_settings(self.source, self._programs(), self._new)
         with connect(self._new) as connection:
             connection.execute("ANALYZE")
+            self.journal.notes += [
+                f"the subscription {name} is disabled as it came back: ALTER SUBSCRIPTION {name} ENABLE"
+                for name, _ in subscriptions_of(connection, self.journal.new_name)
+            ]
 
     def _compare(self, step: Step) -> None:
         evidence = evidence_of(self.source)
         if evidence is None:
+            self._check_not_empty()
             step.detail = "restored; the backup has no evidence to compare with"
         else:
             restored = take_evidence_parallel(
@@ -326,7 +331,21 @@ class DatabaseRestore(Stepped[Journal]):
         if self.wish.into is not None:
             self._keep_beside()
 
+    def _check_not_empty(self) -> None:
+        with connect(self._new) as connection:
+            if self.wish.into is None and not has_tables(connection):
+                raise RestoreFailed(
+                    f"{self.backup.backup_id} holds no table at all, and has no evidence that its source "
+                    "held none",
+                    hint=f"{self.target.dbname!r} was not touched; restore another (kyb-backup list), or "
+                    "with --into NAME to look at it",
+                )
+
     def _stop(self, step: Step) -> None:
+        if (
+            self.journal.old_oid is not None
+        ):  # what came since the check is found before a service stops
+            check_swappable(self.server, self.journal.old_oid)
         if self.wish.service:
             stop_service(self.settings.application)
 

@@ -16,16 +16,17 @@ import psycopg
 from psycopg import sql
 
 from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.database_mark import oid_of_restoring
 from kyb_backup_pipeline.engine.database_swap import database_oid
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, Refused, RestoreFailed
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.postgres import Target, connect
-from kyb_backup_pipeline.engine.quiet_session import has_tables, quiet
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, maintenance
 from kyb_backup_pipeline.engine.restore import check_requirements, missing_here
 from kyb_backup_pipeline.engine.restore_source import Origin, Source, globals_of, origin_of
 from kyb_backup_pipeline.engine.sql_script import statements
 from kyb_backup_pipeline.engine.store import Backup
+from kyb_backup_pipeline.engine.subscriptions import forget_subscriptions
 
 _ROOM_FACTOR = 1.2
 
@@ -191,75 +192,22 @@ def leftovers(settings: Settings, keep: str = "") -> list[tuple[str, Journal]]:
             continue
         if journal.state == "running" and not journal.abandoned():
             continue
-        if _oid_of_restoring(server, journal) is not None:
+        if oid_of_restoring(server, journal) is not None:
             found.append((journal.new_name, journal))
     return found
 
 
 def drop_restoring(server: Target, journal: Journal) -> None:
     """Drop the database that a restore was filling, if it has not come into place."""
-    if _oid_of_restoring(server, journal) is None:
+    if oid_of_restoring(server, journal) is None:
         return
+    forget_subscriptions(server.with_database(journal.new_name))
     with connect(server) as connection:
         connection.execute(
             sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(
                 sql.Identifier(journal.new_name)
             )
         )
-
-
-def _oid_of_restoring(server: Target, journal: Journal) -> int | None:
-    """The OID of the database that a restore was filling, if it is that: a name alone is no proof.
-
-    Where the OID did not come into the journal any more, the database has the restore's mark; one that
-    has none and nothing else in it either was made just before a kill.
-    """
-    oid = database_oid(server, journal.new_name)
-    if oid is None or journal.new_oid is not None:
-        return oid if oid == journal.new_oid else None
-    if journal.began("create") is None:
-        return None
-    marked = _mark_of(server, oid)
-    if marked is None and _is_empty(server.with_database(journal.new_name)):
-        return oid
-    return oid if marked == _mark(journal) else None
-
-
-def mark(server: Target, journal: Journal) -> None:
-    """Say in the new database whose it is, until its OID stands in the journal."""
-    _comment(server, journal, _mark(journal))
-
-
-def unmark(server: Target, journal: Journal) -> None:
-    """Take that away again."""
-    _comment(server, journal, None)
-
-
-def _comment(server: Target, journal: Journal, text: str | None) -> None:
-    with connect(server) as connection:
-        connection.execute(
-            sql.SQL("COMMENT ON DATABASE {} IS {}").format(
-                sql.Identifier(journal.new_name), sql.Literal(text)
-            )
-        )
-
-
-def _mark(journal: Journal) -> str:
-    return f"being restored by {journal.restore_id}"
-
-
-def _mark_of(server: Target, oid: int) -> str | None:
-    with connect(server) as connection:
-        row = connection.execute("SELECT shobj_description(%s, 'pg_database')", (oid,)).fetchone()
-    return row[0] if row else None
-
-
-def _is_empty(database: Target) -> bool:
-    try:
-        with connect(quiet(database)) as connection:
-            return not has_tables(connection)
-    except (KybError, psycopg.Error):
-        return False
 
 
 def _check_writable(connection: psycopg.Connection, target: Target) -> None:
