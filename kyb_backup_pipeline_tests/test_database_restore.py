@@ -893,8 +893,7 @@ def test_the_least_role_of_the_documents_restores(live: Live) -> None:
                 "IN ('public', 'kyb')"
             ).fetchall():
                 connection.execute(f"ALTER {kind} {name} OWNER TO {owner}".encode())
-            for schema in ("public", "kyb"):
-                connection.execute(f"ALTER SCHEMA {schema} OWNER TO {owner}".encode())
+            connection.execute(f"ALTER SCHEMA kyb OWNER TO {owner}".encode())
             connection.execute(f'ALTER DATABASE "{live.name}" OWNER TO {owner}'.encode())
             for (routine,) in connection.execute(
                 "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace::regnamespace::text IN ('public', 'kyb')"

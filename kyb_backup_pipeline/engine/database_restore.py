@@ -21,6 +21,7 @@ Where to look next: ``stepped`` for the journal of the steps, ``database_swap``,
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import time
@@ -29,10 +30,10 @@ from contextlib import ExitStack
 from datetime import datetime
 
 import psycopg
-from psycopg import sql
 
 from kyb_backup_pipeline.engine.comparison import compare
 from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.database_mark import mark, unmark
 from kyb_backup_pipeline.engine.database_swap import (
     check_swappable,
     database_oid,
@@ -44,6 +45,7 @@ from kyb_backup_pipeline.engine.errors import (
     KybError,
     NotEnoughSpace,
     ProofFailed,
+    Refused,
     RestoreFailed,
 )
 from kyb_backup_pipeline.engine.evidence import take_evidence_parallel
@@ -53,7 +55,14 @@ from kyb_backup_pipeline.engine.journal import State, Step
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import Programs, Target, client_programs, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
-from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, holding_lock, maintenance
+from kyb_backup_pipeline.engine.quiet_session import has_tables, login_triggers, quiet
+from kyb_backup_pipeline.engine.recovery_journal import (
+    Journal,
+    Journals,
+    derived_name,
+    holding_lock,
+    maintenance,
+)
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX, Request
 from kyb_backup_pipeline.engine.restore import (
     apply_database_settings,
@@ -61,11 +70,13 @@ from kyb_backup_pipeline.engine.restore import (
     create_database,
     load_dump,
     load_globals,
+    owner_of,
 )
 from kyb_backup_pipeline.engine.restore_outlook import (
     Wish,
     check_wish,
     drop_restoring,
+    home_of,
     leftovers,
     look_ahead,
     restoring_target,
@@ -88,6 +99,7 @@ from kyb_backup_pipeline.engine.single_tables import keep_tables
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
 from kyb_backup_pipeline.engine.stepped import Stepped
 from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.subscriptions import subscriptions_of
 from kyb_backup_pipeline.engine.verify import verify_backup
 
 _log = logging.getLogger(__name__)
@@ -234,7 +246,14 @@ class DatabaseRestore(Stepped[Journal]):
         if not recorded:
             self.journal.notes.append("roles were not recorded: those that the dump names are made")
         self.journal.notes += load_globals(self.server, text, throwaway=False)
-        create_database(self.server, self.journal.new_name, origin.requirements)
+        self._choose_names()
+        with connect(self.server) as connection:
+            home = home_of(connection, self.target)
+        create_database(
+            self.server, self.journal.new_name, origin.requirements, owner=self._owner(),
+            tablespace=home.name if home is not None and home.allowed else None,
+        )  # fmt: skip
+        mark(self.server, self.journal)
         self.journal.new_oid = database_oid(self.server, self.journal.new_name)
         step.detail = self.journal.new_name
 
@@ -264,23 +283,22 @@ class DatabaseRestore(Stepped[Journal]):
             raise
 
     def _settle(self, step: Step) -> None:
+        unmark(self.server, self.journal)
         if self.source.manifest.legacy:
-            with connect(self.server) as connection:
-                connection.execute(
-                    sql.SQL("ALTER DATABASE {} OWNER TO {}").format(
-                        sql.Identifier(self.journal.new_name),
-                        sql.Identifier(self.settings.database.user),
-                    )
-                )
             self.journal.notes.append("settings and grants of the database were not recorded")
         else:
             self.journal.notes += apply_database_settings(self.source, self._programs(), self._new)
         with connect(self._new) as connection:
             connection.execute("ANALYZE")
+            self.journal.notes += [
+                f"the subscription {name} is disabled as it came back: ALTER SUBSCRIPTION {name} ENABLE"
+                for name, _ in subscriptions_of(connection, self.journal.new_name)
+            ]
 
     def _compare(self, step: Step) -> None:
         evidence = evidence_of(self.source)
         if evidence is None:
+            self._check_not_empty()
             step.detail = "restored; the backup has no evidence to compare with"
         else:
             restored = take_evidence_parallel(
@@ -294,16 +312,36 @@ class DatabaseRestore(Stepped[Journal]):
             ]
             if bad:
                 more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+                hint = f"{self.target.dbname!r} was not touched; look at {self.journal.new_name!r}"
+                if login_triggers(self._new):
+                    hint += (
+                        "; it has event triggers on login, which fired in our sessions: GRANT SET ON "
+                        f"PARAMETER event_triggers TO {self.target.user}, or restore as a superuser"
+                    )
                 raise RestoreFailed(
                     f"the restored database is not what the source held: {bad[0].object} "
                     f"{bad[0].message}{more}",
-                    hint=f"{self.target.dbname!r} was not touched; look at {self.journal.new_name!r}",
+                    hint=hint,
                 )
             step.detail = f"{result.rows} rows in {result.tables} tables equal the source's"
         if self.wish.into is not None:
             self._keep_beside()
 
+    def _check_not_empty(self) -> None:
+        with connect(self._new) as connection:
+            if self.wish.into is None and not has_tables(connection):
+                raise RestoreFailed(
+                    f"{self.backup.backup_id} holds no table at all, and has no evidence that its source "
+                    "held none",
+                    hint=f"{self.target.dbname!r} was not touched; restore another (kyb-backup list), or "
+                    "with --into NAME to look at it",
+                )
+
     def _stop(self, step: Step) -> None:
+        if (
+            self.journal.old_oid is not None
+        ):  # what came since the check is found before a service stops
+            check_swappable(self.server, self.journal.old_oid)
         if self.wish.service:
             self.journal.stopped = True
             self.journals.keep(self.journal)
@@ -350,9 +388,30 @@ class DatabaseRestore(Stepped[Journal]):
 
     # What is around them
 
+    @functools.cached_property
+    def _quiet(self) -> Target:
+        return quiet(self.target)
+
     @property
     def _new(self) -> Target:
-        return self.target.with_database(self.journal.new_name)
+        return self._quiet.with_database(self.journal.new_name)
+
+    def _choose_names(self) -> None:
+        """Names that nobody has, written down before there is a database of that name."""
+        journal = self.journal
+        stamp = f"{utc_now():%Y%m%d%H%M%S%f}"
+        journal.new_name = derived_name(journal.into or journal.database, f"_restoring_{stamp}")
+        journal.replaced_name = derived_name(journal.database, f"_replaced_{stamp}")
+        for name in (journal.new_name, journal.replaced_name):
+            if database_oid(self.server, name) is not None:
+                raise Refused(f"there is a database {name!r} already", hint="begin again")
+        self.journals.keep(journal)
+
+    def _owner(self) -> str | None:
+        """Those of the old scripts say nothing about the database itself."""
+        if self.source.manifest.legacy:
+            return self.settings.database.user
+        return owner_of(self.source)
 
     def _programs(self) -> Programs:
         origin = origin_of(self.source)
@@ -362,7 +421,7 @@ class DatabaseRestore(Stepped[Journal]):
         """Give the restored database its wanted name, and keep only the wanted tables of it."""
         assert self.wish.into is not None
         if self.wish.tables:
-            keep_tables(self._new, self.wish.tables)
+            self.journal.notes += keep_tables(self._new, self.wish.tables)
         swap_databases(self.server, live=self.wish.into, aside=None, new=self.journal.new_name)
 
     def _owed(self, name: str, error: BaseException) -> str:

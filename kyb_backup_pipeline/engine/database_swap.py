@@ -54,14 +54,16 @@ def check_swappable(server: Target, oid: int) -> None:
             """
             SELECT datname, datistemplate,
                    (SELECT count(*) FROM pg_replication_slots WHERE database = datname),
-                   (SELECT string_agg(gid, ', ') FROM pg_prepared_xacts WHERE database = datname)
+                   (SELECT string_agg(gid, ', ') FROM pg_prepared_xacts WHERE database = datname),
+                   (SELECT string_agg(quote_ident(subname), ', ') FROM pg_subscription
+                    WHERE subdbid = pg_database.oid AND subenabled)
             FROM pg_database WHERE oid = %s
             """,
             (oid,),
         ).fetchone()
     if row is None:
         return
-    name, template, slots, prepared = row
+    name, template, slots, prepared, subscriptions = row
     if template:
         raise Refused(f"{name!r} is a template: new databases would be made of what was restored",
                       hint=f"ALTER DATABASE {name} IS_TEMPLATE false, or restore with --into")  # fmt: skip
@@ -74,6 +76,12 @@ def check_swappable(server: Target, oid: int) -> None:
     if prepared:
         raise Refused(f"{name!r} has prepared transactions, which no rename passes over: {prepared}",
                       hint="COMMIT PREPARED or ROLLBACK PREPARED each of them")  # fmt: skip
+    if subscriptions:
+        raise Refused(
+            f"{name!r} subscribes ({subscriptions}): the database that is replaced would go on taking the "
+            "changes, and the other would never see them",
+            hint=f"ALTER SUBSCRIPTION … DISABLE in {name!r}; ENABLE it in the one that takes its place",
+        )
 
 
 def swap_databases(server: Target, *, live: str, aside: str | None, new: str) -> float:

@@ -318,8 +318,10 @@ def connect(
         raise _unreachable(target, error) from None  # the original repeats the whole address
     for name, value in (settings or {}).items():
         connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
-    if settings and connection.info.server_version >= 170000:
-        connection.execute("SET transaction_timeout = 0")
+    if not replication and connection.info.server_version >= 170000:
+        connection.execute(
+            "SET transaction_timeout = 0"
+        )  # no server of before would take it as option
     connection.autocommit = autocommit
     return connection
 

@@ -108,11 +108,15 @@ def load_globals(target: Target, script: str, *, throwaway: bool) -> list[str]:
     """Create the roles and tablespaces of ``globals.sql``; return notes on what was left out.
 
     Roles that exist are left as they are. On a throwaway server tablespaces are made inside its own
-    folder. Raises RestoreFailed.
+    folder. Who is no superuser becomes a member of the roles it makes, since it must give them what they
+    own. Raises RestoreFailed.
     """
     notes = []
     with connect(target) as connection:
         existing = set() if throwaway else _existing(connection)
+        superuser = connection.info.parameter_status("is_superuser") == "on"
+        if not superuser and connection.info.server_version >= 160000:
+            connection.execute("SET createrole_self_grant = 'set, inherit'")
         for statement in statements(script):
             if statement.startswith("SET client_encoding"):
                 continue  # we speak UTF-8, as the script was written
@@ -121,6 +125,8 @@ def load_globals(target: Target, script: str, *, throwaway: bool) -> list[str]:
                 continue
             if throwaway and statement.startswith("CREATE TABLESPACE"):
                 statement = re.sub(r"LOCATION E?'.*'$", "LOCATION ''", statement, flags=re.DOTALL)
+            if not superuser:
+                statement = _for_ordinary(statement)
             try:
                 connection.execute(statement)
             except psycopg.errors.DuplicateObject:
@@ -129,9 +135,27 @@ def load_globals(target: Target, script: str, *, throwaway: bool) -> list[str]:
                 if not statement.startswith("ALTER ROLE") or " SET " not in statement:
                     raise _globals_error(error) from error
                 notes.append(f"not taken over: {statement} ({_first_line(error)})")
+            except psycopg.errors.InsufficientPrivilege as error:
+                if not _MEMBERSHIP.match(statement):
+                    raise _globals_error(error) from error
+                notes.append(f"not taken over: {statement} ({_first_line(error)})")
             except psycopg.Error as error:
                 raise _globals_error(error) from error
     return notes
+
+
+_MEMBERSHIP = re.compile(rf"GRANT {_NAMED} TO {_NAMED}", re.DOTALL)
+_ATTRIBUTES = re.compile(rf"ALTER ROLE {_NAMED} WITH [A-Z ]+")
+_DEFAULTS = re.compile(r" (?:NOSUPERUSER|NOREPLICATION|NOBYPASSRLS)\b")
+
+
+def _for_ordinary(statement: str) -> str:
+    """The same without what only a superuser may say, though it says what holds anyway."""
+    if match := _ATTRIBUTES.match(statement):
+        return _DEFAULTS.sub("", match[0]) + statement[match.end() :]
+    if _MEMBERSHIP.match(statement):
+        return re.sub(rf" GRANTED BY {_NAMED}$", "", statement)
+    return statement
 
 
 def _globals_error(error: psycopg.Error) -> RestoreFailed:
@@ -142,15 +166,44 @@ def _first_line(error: psycopg.Error) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def create_database(target: Target, name: str, requirements: Requirements) -> None:
-    """Create an empty database as the source's was. Raises CouldNotVerify, RestoreFailed."""
+def owner_of(source: Source) -> str | None:
+    """The owner of the database that was backed up, where that was recorded."""
+    path = source.folder / DATABASE_FILE
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    match = re.search(r'^ALTER DATABASE :"DBNAME" OWNER TO "((?:[^"]|"")+)";$', text, re.M)
+    return match[1].replace('""', '"') if match else None
+
+
+def create_database(
+    target: Target,
+    name: str,
+    requirements: Requirements,
+    *,
+    owner: str | None = None,
+    tablespace: str | None = None,
+) -> None:
+    """Create an empty database as the source's was. Raises CouldNotVerify, RestoreFailed.
+
+    Its owner owns the schema ``public`` too, and what is loaded may need that.
+    """
     with connect(target) as connection:
+        statement = _create_statement(name, requirements, connection.info.server_version)
+        for word, whom in (("OWNER", owner), ("TABLESPACE", tablespace)):
+            if whom is not None:
+                statement += sql.SQL(f" {word} {{}}").format(sql.Identifier(whom))
         try:
-            connection.execute(
-                _create_statement(name, requirements, connection.info.server_version)
-            )
+            connection.execute(statement)
         except psycopg.errors.DuplicateDatabase as error:
             raise RestoreFailed(f"a database {name!r} exists already") from error
+        except (
+            psycopg.errors.InsufficientPrivilege,
+            psycopg.errors.ObjectInUse,
+            psycopg.errors.ReadOnlySqlTransaction,
+            psycopg.errors.UndefinedObject,
+        ) as error:
+            raise missing_here(error.diag.message_primary) or RestoreFailed(
+                f"no database can be made here: {_first_line(error)}"
+            ) from error
         except psycopg.Error as error:
             raise missing_here(error.diag.message_primary) or CouldNotVerify(
                 f"no database like the source's can be made here: {_first_line(error)}",

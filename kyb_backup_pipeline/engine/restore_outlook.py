@@ -16,7 +16,8 @@ import psycopg
 from psycopg import sql
 
 from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.database_swap import database_named, database_oid
+from kyb_backup_pipeline.engine.database_mark import oid_of_restoring
+from kyb_backup_pipeline.engine.database_swap import database_oid
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, Refused, RestoreFailed
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.postgres import Target, connect
@@ -25,6 +26,7 @@ from kyb_backup_pipeline.engine.restore import check_requirements, missing_here
 from kyb_backup_pipeline.engine.restore_source import Origin, Source, globals_of, origin_of
 from kyb_backup_pipeline.engine.sql_script import statements
 from kyb_backup_pipeline.engine.store import Backup
+from kyb_backup_pipeline.engine.subscriptions import forget_subscriptions
 
 _ROOM_FACTOR = 1.2
 
@@ -67,8 +69,13 @@ class Outlook:
 
 
 def restoring_target(settings: Settings) -> Target:
-    """The database that is restored, as the role that restores."""
+    """The database that is restored, as the role that restores.
+
+    Its sessions write, also on a server or in a database that is set to be read only.
+    """
     target, how = Target.of(settings), settings.recovery
+    options = {**target.options, "default_transaction_read_only": "off"}
+    target = replace(target, options=options)
     if how.user is None:
         return target
     password = how.password.get_secret_value() if how.password else None
@@ -107,6 +114,7 @@ def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime)
     notes: list[str] = []
     try:
         with connect(server) as connection:
+            _check_writable(connection, target)
             version = connection.execute("SHOW server_version").fetchone()
             major = connection.info.server_version // 10000
             _check_version(major, origin)
@@ -118,7 +126,8 @@ def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime)
             now_bytes = connection.execute(
                 "SELECT pg_database_size(oid) FROM pg_database WHERE datname = %s", (target.dbname,)
             ).fetchone()
-            room = server_room(connection, target)
+            home = home_of(connection, target)
+            room = _room(connection, target, home)
             log = _log_bound(connection)
             existing = {
                 n for (n,) in connection.execute("SELECT quote_ident(rolname) FROM pg_roles")
@@ -141,6 +150,11 @@ def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime)
     if room is None:
         notes.append(
             f"the server's free space is not known here: about {needed / 2**30:.2f} GiB is needed"
+        )
+    if home is not None and not home.allowed:
+        notes.append(
+            f"{target.dbname!r} lives in the tablespace {home.name}, where {target.user!r} may not create: "
+            f"the restored database comes into pg_default (GRANT CREATE ON TABLESPACE {home.name})"
         )
     taken = manifest.started_at or manifest.timestamp
     return Outlook(
@@ -178,24 +192,29 @@ def leftovers(settings: Settings, keep: str = "") -> list[tuple[str, Journal]]:
             continue
         if journal.state == "running" and not journal.abandoned():
             continue
-        oid = journal.new_oid
-        if oid is None:
-            oid = database_oid(server, journal.new_name)
-        database = database_named(server, oid) if oid is not None else None
-        if database is not None and database.name == journal.new_name:
-            found.append((database.name, journal))
+        if oid_of_restoring(server, journal) is not None:
+            found.append((journal.new_name, journal))
     return found
 
 
 def drop_restoring(server: Target, journal: Journal) -> None:
     """Drop the database that a restore was filling, if it has not come into place."""
-    name = journal.new_name
-    oid = database_oid(server, name)
-    if oid is None or (journal.new_oid is not None and oid != journal.new_oid):
+    if oid_of_restoring(server, journal) is None:
         return
+    forget_subscriptions(server.with_database(journal.new_name))
     with connect(server) as connection:
         connection.execute(
-            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(
+                sql.Identifier(journal.new_name)
+            )
+        )
+
+
+def _check_writable(connection: psycopg.Connection, target: Target) -> None:
+    if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
+        raise Refused(
+            f"{target.host}:{target.port} is a standby, or still recovering: nothing can be written there",
+            hint="restore on the primary (database.host), or promote this server first",
         )
 
 
@@ -259,10 +278,38 @@ def _roles(source: Source, existing: set[str]) -> tuple[tuple[str, ...], tuple[s
     return tuple(made), () if recorded else tuple(silent_ones)
 
 
-def server_room(connection: psycopg.Connection, target: Target) -> int | None:
-    """Bytes free where the server keeps its data, if it is this machine and this role may know."""
+@dataclass(frozen=True)
+class Home:
+    """A tablespace of its own; ``location`` is empty for one inside the server's folder."""
+
+    name: str
+    allowed: bool
+    location: str
+
+
+def home_of(connection: psycopg.Connection, target: Target) -> Home | None:
+    """Where the live database lives, if that is not ``pg_default``; no backup records it."""
+    row = connection.execute(
+        "SELECT t.spcname, has_tablespace_privilege(t.oid, 'CREATE'), pg_tablespace_location(t.oid) "
+        "FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace "
+        "WHERE d.datname = %s AND t.spcname <> 'pg_default'",
+        (target.dbname,),
+    ).fetchone()
+    return Home(*row) if row else None
+
+
+def _room(connection: psycopg.Connection, target: Target, home: Home | None) -> int | None:
+    """Bytes free where the server keeps its log and the data, if it is here and this role may know."""
     place = server_place(connection, target)
-    return None if place is None else free_bytes(place)
+    if place is None:
+        return None
+    places = [place]
+    if home is not None and home.allowed and home.location.startswith("/"):
+        places.append(Path(home.location))
+    try:
+        return min(map(free_bytes, places))
+    except OSError:
+        return None
 
 
 def server_place(connection: psycopg.Connection, target: Target) -> Path | None:
