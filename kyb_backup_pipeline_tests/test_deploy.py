@@ -16,6 +16,7 @@ from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
 from kyb_backup_pipeline_tests.conftest import create_database, settings_file
+from kyb_backup_pipeline_tests.mail_server import mail_server
 from kyb_backup_pipeline_tests.running import wait_until
 from kyb_backup_pipeline_tests.test_sandbox import LAUNCH, RUN, ask
 
@@ -118,6 +119,28 @@ def test_the_three_run_together_and_a_backup_is_launched_through_them(
             each.terminate()  # as systemd does: to the main process
         for each in running:
             each.wait(60)
+
+
+def test_the_cron_line_tells_of_a_stale_backup_without_dagster(
+    settings: Settings, tmp_path: Path
+) -> None:
+    lines = (_DEPLOY / "kyb-backup.cron").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("*/15 ")]
+    user, command = line.split(" ", 5)[5].split(" ", 1)
+    assert user == "kyb-backup"
+    with mail_server() as mail:
+        file = settings_file(settings, tmp_path / "kyb_backup.toml")
+        alerts = f'[alerts]\nemail = ["ops@example.org"]\nsmtp = "{mail.address}"\n'
+        file.write_text(file.read_text() + alerts)
+        Repository(settings.repository).create()
+        command = command.replace("/opt/kyb-backup/bin", str(Path(sys.executable).parent))
+        command = command.replace("/etc/kyb/kyb_backup.toml", str(file))
+        for _ in range(2):
+            run = subprocess.run(["sh", "-c", command], check=False, capture_output=True, text=True,
+                                 env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})  # fmt: skip
+            assert (run.returncode, run.stdout, run.stderr) == (6, "", "")
+        (told,) = mail.to("ops@example.org")
+        assert "never been a full backup" in str(told["Subject"])
 
 
 def _listens(port: int) -> bool:

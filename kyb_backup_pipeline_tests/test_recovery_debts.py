@@ -82,7 +82,7 @@ def test_a_reader_that_goes_away_does_not_stop_a_restore(live: Live) -> None:
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env={**live.environment, "PATH": os.environ["PATH"]}) as run:  # fmt: skip
         assert run.stdout is not None
-        while not run.stdout.read(1) == b"\xe2":  # the first step's line begins with a dot
+        while run.stdout.read(1) != b"\xe2":  # the first step's line begins with a dot
             assert run.poll() is None
         run.stdout.close()
         run.wait(60)

@@ -53,6 +53,8 @@ def test_the_demo_proves_a_backup_through_dagster_and_can_run_again(folder: Path
             r"DROP DATABASE kyb_platform\n +recovered +340000 rows in \d+ tables equal", run.stdout
         )
         ids += re.findall(r"^(backup_\d+_\d+)$", run.stdout, re.M)
+        (page,) = re.findall(r"^The health report: (.*)$", run.stdout, re.M)
+        assert ids[-1] in Path(page).read_text()
     assert len(set(ids)) == 2
     mine = Cli(folder / "kyb_backup.toml")
     listed = json.loads(mine.run("list", "--json").stdout)

@@ -13,7 +13,10 @@ from kyb_backup_pipeline.engine.errors import ProofFailed
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.postgres import connect
 from kyb_backup_pipeline.engine.recovery_journal import Journal
+from kyb_backup_pipeline.engine.report import make_report
+from kyb_backup_pipeline.engine.report_page import keep_report
 from kyb_backup_pipeline.engine.store import Repository, new_id
+from kyb_backup_pipeline.engine.survey import Survey
 from kyb_backup_pipeline.sandbox.place import DATABASE, Place, find_place
 from kyb_backup_pipeline.sandbox.services import (
     DEFINITIONS,
@@ -58,7 +61,10 @@ def command(folder: Path | None) -> None:
     proved = _report(place, full) & _report_point_in_time(place, base, increment)
     proved &= _report_files(place, state) & _report_files(place, archive)
     proved &= _disaster(place, full)
-    click.echo(f"\n{time.monotonic() - began:.0f} s in all. Look at it in the UI: make up")
+    settings = config.load(place.settings_file, environment={})
+    report = make_report(settings, Survey(Repository(settings.repository)), now=utc_now())
+    click.echo(f"\nThe health report: {keep_report(settings.repository, report)}")
+    click.echo(f"{time.monotonic() - began:.0f} s in all. Look at it in the UI: make up")
     click.echo(f"On the command line: kyb-backup --config {place.settings_file} list")
     if not proved:
         raise ProofFailed(

@@ -15,7 +15,7 @@ from kyb_backup_pipeline.defs.archive_checks import backup_checks_of, verificati
 from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
 from kyb_backup_pipeline.defs.partitions import APPLICATION
 from kyb_backup_pipeline.defs.proof_view import engine_errors
-from kyb_backup_pipeline.defs.resources import EngineResource
+from kyb_backup_pipeline.defs.resources import EngineResource, freshness, health_settings
 from kyb_backup_pipeline.defs.verify_all import verify_partition
 from kyb_backup_pipeline.engine.file_backup import take_application_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
@@ -32,7 +32,11 @@ class Deployment(dg.Config):
     deployment: str = Field(description="The version or tag that is about to be deployed.")
 
 
+_LIMITS = health_settings()
+
+
 @dg.asset(
+    freshness_policy=freshness(_LIMITS.application_state_max_age),
     partitions_def=APPLICATION.partitions,
     group_name="application",
     owners=_OWNERS,

@@ -11,7 +11,12 @@ from kyb_backup_pipeline.defs.archive_checks import backup_checks_of, verificati
 from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
 from kyb_backup_pipeline.defs.partitions import CONFIGURATION
 from kyb_backup_pipeline.defs.proof_view import engine_errors
-from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
+from kyb_backup_pipeline.defs.resources import (
+    EngineResource,
+    freshness,
+    health_settings,
+    schedule_settings,
+)
 from kyb_backup_pipeline.defs.verify_all import verify_partition
 from kyb_backup_pipeline.engine.file_backup import take_configuration_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
@@ -19,11 +24,13 @@ from kyb_backup_pipeline.engine.store import Repository, new_id
 
 _OWNERS = ["team:platform"]
 _SCHEDULES = schedule_settings()
+_LIMITS = health_settings()
 _TAGS = {"backup": "configuration"}
 _MAX_RUNTIME = {"dagster/max_runtime": str(3600)}
 
 
 @dg.asset(
+    freshness_policy=freshness(_LIMITS.configuration_max_age),
     partitions_def=CONFIGURATION.partitions,
     group_name="application",
     owners=_OWNERS,

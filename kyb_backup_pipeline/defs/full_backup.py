@@ -16,7 +16,12 @@ import dagster as dg
 from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
 from kyb_backup_pipeline.defs.partitions import FULL, partitioned_check
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
-from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
+from kyb_backup_pipeline.defs.resources import (
+    EngineResource,
+    freshness,
+    health_settings,
+    schedule_settings,
+)
 from kyb_backup_pipeline.defs.verify_all import verify_partition
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
@@ -28,11 +33,13 @@ _log = logging.getLogger(__name__)
 _OWNERS = ["team:platform"]
 _TAGS = {"backup": "full"}
 _SCHEDULES = schedule_settings()
+_LIMITS = health_settings()
 _RUN_TAGS = {**_TAGS, "dagster/max_runtime": str(12 * 3600)}
 """With the seconds after which Dagster ends a run, also one whose machine died and cannot say so."""
 
 
 @dg.asset(
+    freshness_policy=freshness(_LIMITS.full_max_age),
     partitions_def=FULL.partitions,
     group_name="database",
     owners=_OWNERS,

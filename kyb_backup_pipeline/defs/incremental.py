@@ -16,7 +16,12 @@ import dagster as dg
 from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata, chain_check
 from kyb_backup_pipeline.defs.partitions import BASE, INCREMENTAL, partitioned_check
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
-from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
+from kyb_backup_pipeline.defs.resources import (
+    EngineResource,
+    freshness,
+    health_settings,
+    schedule_settings,
+)
 from kyb_backup_pipeline.defs.verify_all import verify_partition
 from kyb_backup_pipeline.engine.base_backup import take_base_backup
 from kyb_backup_pipeline.engine.config import Settings
@@ -29,12 +34,14 @@ from kyb_backup_pipeline.engine.wal import parse_lsn
 
 _OWNERS = ["team:platform"]
 _SCHEDULES = schedule_settings()
+_LIMITS = health_settings()
 _BASE_TAGS = {"backup": "base"}
 _INCREMENTAL_TAGS = {"backup": "incremental"}
 _MAX_RUNTIME = {"dagster/max_runtime": str(12 * 3600)}
 
 
 @dg.asset(
+    freshness_policy=freshness(_LIMITS.base_max_age),
     partitions_def=BASE.partitions,
     group_name="database",
     owners=_OWNERS,
@@ -103,6 +110,7 @@ wal_store = dg.AssetSpec(
 
 
 @dg.asset(
+    freshness_policy=freshness(_LIMITS.incremental_max_age),
     partitions_def=INCREMENTAL.partitions,
     deps=[wal_store],
     group_name="database",

@@ -7,13 +7,14 @@ the event log.
 """
 
 import logging
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
 
 from kyb_backup_pipeline.engine import config
-from kyb_backup_pipeline.engine.config import ScheduleSettings, Settings
+from kyb_backup_pipeline.engine.config import HealthSettings, ScheduleSettings, Settings
 from kyb_backup_pipeline.engine.errors import SettingsInvalid
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, Throttle
 from kyb_backup_pipeline.engine.store import Repository
@@ -52,6 +53,21 @@ def _write_line(progress: Progress) -> None:
         done, total, unit = progress.done, progress.total or 0, progress.unit
     amount = f"{done:,.0f} of {total:,.0f} {unit}" if progress.total else f"{done:,.0f} {unit}"
     _log.info("%s: %s %s", progress.step, amount, progress.detail)
+
+
+def freshness(hours: float) -> dg.FreshnessPolicy | None:
+    """The badge in the UI: red where the newest materialization is older. Alerts come from our own sensors,
+    which read the repository: the badge knows neither a backup that never was nor one that is bad.
+    """
+    return dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=hours)) if hours else None
+
+
+def health_settings() -> HealthSettings:
+    """The limits, read when Dagster loads the definitions; the declared defaults as for schedules."""
+    try:
+        return config.load().health
+    except SettingsInvalid:
+        return HealthSettings()
 
 
 def schedule_settings() -> ScheduleSettings:
