@@ -22,8 +22,8 @@ from psycopg import sql
 
 from benchmarks.measure import Contender, Rounds, Sample, interleaved, run
 from benchmarks.noise import Meter
-from kyb_backup_pipeline.engine.config import PostgresSettings
 from kyb_backup_pipeline.engine.postgres import connect, server_account, server_programs
+from kyb_backup_pipeline.engine.settings import PostgresSettings
 from kyb_backup_pipeline.sandbox import sample_data
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 

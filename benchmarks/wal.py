@@ -17,9 +17,9 @@ from benchmarks.noise import Meter
 from benchmarks.stage import ENVIRONMENT, Ours, Plan, Stage
 from benchmarks.table import Ratio, Table, judged, within
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.config import PostgresSettings
 from kyb_backup_pipeline.engine.errors import CouldNotVerify
 from kyb_backup_pipeline.engine.postgres import connect, server_programs
+from kyb_backup_pipeline.engine.settings import PostgresSettings
 from kyb_backup_pipeline.engine.wal import Segment
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 

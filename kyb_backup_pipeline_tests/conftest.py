@@ -19,7 +19,6 @@ from backports import zstd
 from psycopg import sql
 
 from kyb_backup_pipeline.engine import config, process
-from kyb_backup_pipeline.engine.config import PostgresSettings, Settings
 from kyb_backup_pipeline.engine.postgres import (
     Target,
     connect,
@@ -27,6 +26,7 @@ from kyb_backup_pipeline.engine.postgres import (
     server_account,
     server_programs,
 )
+from kyb_backup_pipeline.engine.settings import PostgresSettings, Settings
 from kyb_backup_pipeline.sandbox import sample_data
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
 from kyb_backup_pipeline_tests.platforms import Platform, platform_in

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from kyb_backup_pipeline.engine.config import RetentionSettings
 from kyb_backup_pipeline.engine.holds import Hold
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.manifest import Kind, Manifest, Marker, Wal, WalSegment
 from kyb_backup_pipeline.engine.retention import Plan, plan_retention
+from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.standing import Standing
 from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.wal import History, Segment, format_lsn

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from kyb_backup_pipeline.engine.config import RetentionSettings, Settings
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
     Kind,
@@ -20,6 +19,7 @@ from kyb_backup_pipeline.engine.manifest import (
 from kyb_backup_pipeline.engine.prune import PruneWish, look, prune
 from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.retention import Plan
+from kyb_backup_pipeline.engine.settings import RetentionSettings, Settings
 from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline_tests.histories import MB, base, increment, names

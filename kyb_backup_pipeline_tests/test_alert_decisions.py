@@ -12,7 +12,7 @@ from kyb_backup_pipeline.engine.alert_decision import (
     remembered,
 )
 from kyb_backup_pipeline.engine.alert_memory import Known, Memory
-from kyb_backup_pipeline.engine.config import AlertSettings
+from kyb_backup_pipeline.engine.settings import AlertSettings
 from kyb_backup_pipeline.engine.trouble import Severity, Trouble
 
 START = datetime(2026, 1, 31, 2, 0, tzinfo=UTC)

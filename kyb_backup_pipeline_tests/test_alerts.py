@@ -27,11 +27,11 @@ from kyb_backup_pipeline.engine.alert_channels import Delivery
 from kyb_backup_pipeline.engine.alert_check import alert_channels
 from kyb_backup_pipeline.engine.alert_memory import alert_store, history
 from kyb_backup_pipeline.engine.alerts import look, one_off, ping_when_well, send_test
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import SettingsInvalid
 from kyb_backup_pipeline.engine.file_backup import take_configuration_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.request import Request
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.trouble import Severity, Trouble
 from kyb_backup_pipeline.sandbox.cluster import free_port
 from kyb_backup_pipeline_tests.mail_server import MailServer, body, mail_server

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed, InvalidRequest, Locked
 from kyb_backup_pipeline.engine.file_unpacking import Options, restore_into
 from kyb_backup_pipeline.engine.manifest import MANIFEST
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline_tests.platforms import Platform, answer, answering
 from kyb_backup_pipeline_tests.running import Cli, wait_until
 

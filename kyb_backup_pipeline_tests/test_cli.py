@@ -12,10 +12,10 @@ import pytest
 
 from kyb_backup_pipeline.cli.program import VERBS, program
 from kyb_backup_pipeline.engine import errors
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import MANIFEST, MANIFEST_CHECKSUM, utc_now
 from kyb_backup_pipeline.engine.request import Request
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository, checksum_line
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import execute, settings_file

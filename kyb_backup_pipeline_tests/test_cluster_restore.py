@@ -19,11 +19,8 @@ import pytest
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.cluster_journal import ClusterJournals
-from kyb_backup_pipeline.engine.cluster_restore import (
-    STEPS,
-    repair_cluster,
-    switch_by_hand,
-)
+from kyb_backup_pipeline.engine.cluster_restore import STEPS, switch_by_hand
+from kyb_backup_pipeline.engine.cluster_settle import repair_cluster
 from kyb_backup_pipeline.engine.data_folder import server_runs
 from kyb_backup_pipeline.engine.errors import KybError, Refused, RestoreFailed
 from kyb_backup_pipeline.engine.postgres import connect

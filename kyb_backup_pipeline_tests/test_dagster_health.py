@@ -11,12 +11,12 @@ import pytest
 from kyb_backup_pipeline.definitions import defs
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.engine import health
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.health import ELSE, STALE
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.metrics import METRICS_FILE
 from kyb_backup_pipeline.engine.request import Request
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline_tests.conftest import settings_file
 from kyb_backup_pipeline_tests.mail_server import MailServer, body, mail_server

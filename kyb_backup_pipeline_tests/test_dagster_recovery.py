@@ -13,7 +13,6 @@ from kyb_backup_pipeline.defs.recovery import AtWork
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.engine.cluster_journal import ClusterJournals
 from kyb_backup_pipeline.engine.cluster_restore import STEPS as CLUSTER_STEPS
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database_restore import STEPS
 from kyb_backup_pipeline.engine.file_restore import STEPS as FILE_STEPS
 from kyb_backup_pipeline.engine.file_restore import InPlaceRestore
@@ -24,6 +23,7 @@ from kyb_backup_pipeline.engine.postgres import Target
 from kyb_backup_pipeline.engine.recovery_journal import Journals
 from kyb_backup_pipeline.engine.replaced import drop_replaced, replaced_databases
 from kyb_backup_pipeline.engine.request import Request
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline_tests.conftest import execute, settings_file
 from kyb_backup_pipeline_tests.plants import Plant, moment_of, plant_in

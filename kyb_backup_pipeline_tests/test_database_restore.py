@@ -26,8 +26,8 @@ from backports import zstd
 from psycopg import sql
 
 from kyb_backup_pipeline.engine import config, process
-from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.database_restore import STEPS, DatabaseRestore, repair_database
+from kyb_backup_pipeline.engine.database_restore import STEPS, DatabaseRestore
+from kyb_backup_pipeline.engine.database_settle import repair_database
 from kyb_backup_pipeline.engine.errors import (
     BackupFailed,
     CouldNotVerify,
@@ -52,6 +52,7 @@ from kyb_backup_pipeline.engine.replaced import (
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_outlook import Wish, look_ahead
 from kyb_backup_pipeline.engine.rollback import roll_back
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.stepped import recorded_step
 from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
 from kyb_backup_pipeline.sandbox.cluster import Cluster

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kyb_backup_pipeline.engine.config import Settings
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
 from kyb_backup_pipeline_tests.conftest import create_database, settings_file

@@ -13,13 +13,13 @@ import pytest
 
 from kyb_backup_pipeline.engine import config
 from kyb_backup_pipeline.engine.attempts import Attempt, Attempts
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed, DatabaseUnreachable
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.health import Health, Surroundings, judge, look_at
 from kyb_backup_pipeline.engine.manifest import Kind, utc_now
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Leftover, Repository
 from kyb_backup_pipeline.engine.survey import Fact, ProofFact, Survey
 from kyb_backup_pipeline.engine.verify import verify_backup

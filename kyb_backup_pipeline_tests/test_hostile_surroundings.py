@@ -14,13 +14,13 @@ import pytest
 from psycopg import sql
 
 from kyb_backup_pipeline.engine import evidence, full_backup
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.postgres import Target, connect
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import (
     create_database,

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from kyb_backup_pipeline.engine import config
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, Locked, NotFound, Refused
 from kyb_backup_pipeline.engine.holds import Hold, Holds
 from kyb_backup_pipeline.engine.manifest import MANIFEST, utc_now
 from kyb_backup_pipeline.engine.prune import PruneWish, look
 from kyb_backup_pipeline.engine.prune_records import KEPT, PruneRecord, PruneRecords
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline_tests.histories import names
 from kyb_backup_pipeline_tests.running import Cli

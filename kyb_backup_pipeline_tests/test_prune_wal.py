@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kyb_backup_pipeline.engine.config import RetentionSettings
 from kyb_backup_pipeline.engine.holds import Hold, Holds
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.prune import PruneWish, prune
 from kyb_backup_pipeline.engine.prune_records import PruneRecord
+from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline_tests.conftest import execute
 from kyb_backup_pipeline_tests.running import wait_until

@@ -15,17 +15,13 @@ import pytest
 from kyb_backup_pipeline.definitions import defs
 from kyb_backup_pipeline.defs.recovery import AtWork
 from kyb_backup_pipeline.defs.resources import EngineResource
-from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.database_restore import (
-    STEPS,
-    DatabaseRestore,
-    is_swapped,
-    repair_database,
-)
+from kyb_backup_pipeline.engine.database_restore import STEPS, DatabaseRestore
+from kyb_backup_pipeline.engine.database_settle import is_swapped, repair_database
 from kyb_backup_pipeline.engine.errors import Locked, RestoreFailed
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_journal import Journal, maintenance
 from kyb_backup_pipeline.engine.restore_outlook import Wish
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import settings_file
 from kyb_backup_pipeline_tests.platforms import Platform

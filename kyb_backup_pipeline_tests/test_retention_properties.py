@@ -11,11 +11,11 @@ from datetime import datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kyb_backup_pipeline.engine.config import RetentionSettings
 from kyb_backup_pipeline.engine.holds import Hold
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.manifest import Wal
 from kyb_backup_pipeline.engine.retention import Plan, plan_retention
+from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.standing import Standing
 from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.wal import History, parse_lsn

@@ -7,8 +7,9 @@ import pytest
 from pydantic import BaseModel
 
 from kyb_backup_pipeline.engine import config
-from kyb_backup_pipeline.engine.config import PROCEDURE_VARIABLES, Settings
+from kyb_backup_pipeline.engine.config import PROCEDURE_VARIABLES
 from kyb_backup_pipeline.engine.errors import SettingsInvalid
+from kyb_backup_pipeline.engine.settings import Settings
 
 _DOCS = Path(__file__).parent.parent / "docs"
 

@@ -24,11 +24,11 @@ from typing import Any
 
 import pytest
 
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import MANIFEST, MANIFEST_CHECKSUM, Proof, utc_now
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.sandbox.cluster import Cluster

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kyb_backup_pipeline.engine.base_backup import take_base_backup
-from kyb_backup_pipeline.engine.config import PostgresSettings, Settings
 from kyb_backup_pipeline.engine.incremental import take_incremental_backup
 from kyb_backup_pipeline.engine.manifest import Manifest, Proof, utc_now
 from kyb_backup_pipeline.engine.postgres import Target, server_account, server_programs
 from kyb_backup_pipeline.engine.recovery_drill import drill_point_in_time
 from kyb_backup_pipeline.engine.recovery_plan import parse_moment
 from kyb_backup_pipeline.engine.request import Request
+from kyb_backup_pipeline.engine.settings import PostgresSettings, Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
 from kyb_backup_pipeline_tests.conftest import execute, settings_for

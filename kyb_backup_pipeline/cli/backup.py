@@ -13,7 +13,7 @@ from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.store import Backup
 
 if TYPE_CHECKING:
-    from kyb_backup_pipeline.engine.config import Settings
+    from kyb_backup_pipeline.engine.settings import Settings
 
 
 @click.group(name="backup")

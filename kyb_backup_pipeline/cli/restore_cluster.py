@@ -18,10 +18,10 @@ from kyb_backup_pipeline.engine.cluster_restore import (
     prepare,
     switch_by_hand,
 )
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
+from kyb_backup_pipeline.engine.settings import Settings
 
 
 @click.command(

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import click
 
 from kyb_backup_pipeline.cli.session import Session, with_session
-from kyb_backup_pipeline.engine.cluster_restore import repair_cluster
-from kyb_backup_pipeline.engine.database_restore import repair_database
+from kyb_backup_pipeline.engine.cluster_settle import repair_cluster
+from kyb_backup_pipeline.engine.database_settle import repair_database
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.file_repair import repair_all
 from kyb_backup_pipeline.engine.recovery_journal import Journals

@@ -22,7 +22,7 @@ from kyb_backup_pipeline.engine.errors import SettingsInvalid
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, Throttle
 
 if TYPE_CHECKING:
-    from kyb_backup_pipeline.engine.config import Settings
+    from kyb_backup_pipeline.engine.settings import Settings
 
 DEFAULT_LOG = Path("/var/log/kyb-platform/backup.log")
 _LINE = "[%(asctime)s] %(levelname)s %(message)s"

@@ -21,12 +21,12 @@ from kyb_backup_pipeline.defs.proof_view import engine_errors
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
 from kyb_backup_pipeline.engine import alerts
 from kyb_backup_pipeline.engine.alert_channels import Delivery
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.health import ELSE, STALE, Health, look_at
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.metrics import write_metrics
 from kyb_backup_pipeline.engine.report import as_document, make_report
 from kyb_backup_pipeline.engine.report_page import headline, keep_report, markdown_page
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.survey import Survey
 from kyb_backup_pipeline.engine.trouble import Trouble

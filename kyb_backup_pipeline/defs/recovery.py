@@ -22,7 +22,6 @@ from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.engine import cluster_restore, database_restore, file_restore
 from kyb_backup_pipeline.engine.cluster_journal import ClusterJournal
 from kyb_backup_pipeline.engine.cluster_restore import ClusterRestore, ClusterWish
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database_restore import DatabaseRestore
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.file_restore import InPlaceRestore
@@ -31,6 +30,7 @@ from kyb_backup_pipeline.engine.journal import JournalFolder, StepJournal, journ
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_journal import Journal
 from kyb_backup_pipeline.engine.restore_outlook import Wish
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.stepped import Stepped, recorded_step
 from kyb_backup_pipeline.engine.store import Repository
 

@@ -14,9 +14,9 @@ import dagster as dg
 from pydantic import Field
 
 from kyb_backup_pipeline.engine import config
-from kyb_backup_pipeline.engine.config import HealthSettings, ScheduleSettings, Settings
 from kyb_backup_pipeline.engine.errors import SettingsInvalid
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, Throttle
+from kyb_backup_pipeline.engine.settings import HealthSettings, ScheduleSettings, Settings
 from kyb_backup_pipeline.engine.store import Repository
 
 _log = logging.getLogger(__name__)

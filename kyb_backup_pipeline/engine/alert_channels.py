@@ -25,8 +25,8 @@ from pydantic import SecretStr
 
 from kyb_backup_pipeline.engine.alert_mail import Undelivered, send_mail
 from kyb_backup_pipeline.engine.alert_text import Message
-from kyb_backup_pipeline.engine.config import AlertSettings
 from kyb_backup_pipeline.engine.errors import KybError
+from kyb_backup_pipeline.engine.settings import AlertSettings
 from kyb_backup_pipeline.engine.trouble import Severity
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from kyb_backup_pipeline.engine.alert_channels import channels, load_apprise, service, within
 from kyb_backup_pipeline.engine.alert_mail import Undelivered, greet, smtp_address, smtp_tls
 from kyb_backup_pipeline.engine.checkup import Line
-from kyb_backup_pipeline.engine.config import AlertSettings
+from kyb_backup_pipeline.engine.settings import AlertSettings
 
 _PATIENCE = 5.0
 """Seconds that a check waits for a mail server or a name server."""

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from kyb_backup_pipeline.engine.alert_channels import Channel, Delivery
 from kyb_backup_pipeline.engine.alert_memory import Failing, Had, Known, Memory, What
 from kyb_backup_pipeline.engine.alert_text import News
-from kyb_backup_pipeline.engine.config import AlertSettings
+from kyb_backup_pipeline.engine.settings import AlertSettings
 from kyb_backup_pipeline.engine.trouble import SEVERITIES, Severity, Trouble
 
 EVERYTHING = ("",)

@@ -13,8 +13,8 @@ from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
 
 from kyb_backup_pipeline.engine.alert_text import Message
-from kyb_backup_pipeline.engine.config import AlertSettings
 from kyb_backup_pipeline.engine.errors import KybError
+from kyb_backup_pipeline.engine.settings import AlertSettings
 
 _DEFAULT_PORT = 25
 _TLS_OF_PORT = {465: "tls", 587: "starttls"}

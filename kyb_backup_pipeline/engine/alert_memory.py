@@ -20,9 +20,9 @@ from typing import Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
 from kyb_backup_pipeline.engine.manifest import write_json
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.trouble import Severity, Trouble
 
 _log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from datetime import datetime
 from urllib.parse import quote
 
 from kyb_backup_pipeline.engine.alert_memory import What
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.manifest import Kind
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.trouble import SEVERITIES, Severity, Trouble
 
 _SHOWN = 20

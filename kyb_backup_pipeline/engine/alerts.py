@@ -19,9 +19,9 @@ from kyb_backup_pipeline.engine.alert_channels import Delivery, channels, delive
 from kyb_backup_pipeline.engine.alert_decision import EVERYTHING, Decision, decide, remembered
 from kyb_backup_pipeline.engine.alert_memory import AlertStore, Entry, Item, Known, alert_store
 from kyb_backup_pipeline.engine.alert_text import KindOf, Message, News, compose
-from kyb_backup_pipeline.engine.config import AlertSettings, Settings
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, SettingsInvalid
 from kyb_backup_pipeline.engine.manifest import Kind
+from kyb_backup_pipeline.engine.settings import AlertSettings, Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.trouble import Trouble
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from kyb_backup_pipeline import __version__
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import BLOCK, compressor
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.dump import checksum_of_files
 from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace
 from kyb_backup_pipeline.engine.files import free_bytes, no_space_said
@@ -35,6 +34,7 @@ from kyb_backup_pipeline.engine.postgres import Programs, Target, connect, repli
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.replication import Server, ensure_slot, read_server, server_clock
 from kyb_backup_pipeline.engine.request import Request, already_complete
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Backup, Repository, Staging
 from kyb_backup_pipeline.engine.stream import CREATE, POLL, silent_child, squeeze, write_all
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kyb_backup_pipeline.engine.config import ApplicationSettings, EncryptionSettings, Settings
 from kyb_backup_pipeline.engine.encryption import NoKeys, check_keys, check_opening, public_keys
 from kyb_backup_pipeline.engine.errors import BackupFailed, CouldNotVerify
 from kyb_backup_pipeline.engine.file_backup import configuration_root, configured_selection
@@ -14,6 +13,7 @@ from kyb_backup_pipeline.engine.file_repair import bases_of
 from kyb_backup_pipeline.engine.platform_api import fetch_flags
 from kyb_backup_pipeline.engine.postgres import Target
 from kyb_backup_pipeline.engine.recovery_journal import Journals
+from kyb_backup_pipeline.engine.settings import ApplicationSettings, EncryptionSettings, Settings
 from kyb_backup_pipeline.engine.swap import kept, unfinished
 from kyb_backup_pipeline.engine.tree import Changed, walk
 

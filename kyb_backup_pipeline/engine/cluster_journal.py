@@ -7,8 +7,8 @@ import re
 from contextlib import AbstractContextManager
 from datetime import datetime
 
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.journal import JournalFolder, StepJournal, journal_folder
+from kyb_backup_pipeline.engine.settings import Settings
 
 _NAME = re.compile(r"recovery_\d{8}_\d{6}_\d{6}\.json")
 

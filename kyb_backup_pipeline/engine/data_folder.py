@@ -15,13 +15,13 @@ from pathlib import Path
 import psycopg
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import KybError, Refused, RestoreFailed
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
 from kyb_backup_pipeline.engine.postgres import connect
 from kyb_backup_pipeline.engine.recovery_journal import maintenance
 from kyb_backup_pipeline.engine.renames import exchange, inode_of, move
 from kyb_backup_pipeline.engine.restore_outlook import restoring_target
+from kyb_backup_pipeline.engine.settings import Settings
 
 _log = logging.getLogger(__name__)
 

@@ -25,15 +25,14 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
 
 import psycopg
 
 from kyb_backup_pipeline.engine.comparison import compare
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database_mark import mark, unmark
+from kyb_backup_pipeline.engine.database_settle import is_swapped, settle, settle_left
 from kyb_backup_pipeline.engine.database_swap import (
     check_swappable,
     database_oid,
@@ -51,7 +50,7 @@ from kyb_backup_pipeline.engine.errors import (
 from kyb_backup_pipeline.engine.evidence import take_evidence_parallel
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
-from kyb_backup_pipeline.engine.journal import State, Step
+from kyb_backup_pipeline.engine.journal import Step
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import Programs, Target, client_programs, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
@@ -92,9 +91,9 @@ from kyb_backup_pipeline.engine.restore_source import (
 from kyb_backup_pipeline.engine.service import (
     await_health,
     start_service,
-    start_service_again,
     stop_service,
 )
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.single_tables import keep_tables
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
 from kyb_backup_pipeline.engine.stepped import Stepped
@@ -433,106 +432,6 @@ class DatabaseRestore(Stepped[Journal]):
         if name == "compare" and isinstance(error, RestoreFailed):
             journal.kept = True
         return settle(self.settings, self.server, journal)
-
-
-def is_swapped(server: Target, journal: Journal) -> bool:
-    """Whether the restored database is in place: by what it is, not by its name."""
-    return (
-        journal.into is None
-        and journal.new_oid is not None
-        and database_oid(server, journal.database) == journal.new_oid
-    )
-
-
-def settle(settings: Settings, server: Target, journal: Journal) -> str:
-    """Do what a restore owes, and say how things stand. Raises KybError, psycopg.Error if it cannot.
-
-    Before the swap the half-restored database goes; behind it the restored one stays, unless it is to be put
-    back; a service that was stopped is started.
-    """
-    state: State = "swapped back" if journal.state == "swapped back" else "failed"
-    if is_swapped(server, journal) and journal.putting_back and journal.old_oid is not None:
-        if journal.service_wanted:
-            journal.stopped = True
-            with contextlib.suppress(KybError):
-                stop_service(settings.application)
-        swap_databases(
-            server, live=journal.database, aside=journal.new_name, new=journal.replaced_name
-        )
-        journal.kept = True
-        said = f"swapped back: {journal.database!r} is the old one, the restored one {journal.new_name!r}"
-        state = journal.state = "swapped back"
-    elif is_swapped(server, journal):
-        said = f"the restored database is in place, the old one is {journal.replaced_name!r}"
-        if journal.putting_back:
-            said = "there was no database before: the restored one stays"
-        state = "done"
-    else:
-        if not (journal.kept or journal.rollback):
-            drop_restoring(server, journal)
-        said = f"{journal.database!r} is as it was" if journal.into is None else ""
-    if journal.stopped and journal.service_wanted:
-        start_service_again(settings.application, said)
-        journal.stopped = False
-        said += "; the service runs again"
-    journal.state, journal.given_up, journal.putting_back = state, False, False
-    return said
-
-
-def repair_database(
-    settings: Settings, *, service: bool = True, machines: Sequence[str] = ()
-) -> list[str]:
-    """Finish what killed restores of the database left: what was done about each.
-
-    One that was killed before its swap is undone, one that was killed behind it is complete; where it had
-    stopped the service, that is started. Without ``service`` that debt is forgiven. Raises Locked while a
-    restore is at work, RestoreFailed if the service does not start.
-    """
-    target = restoring_target(settings)
-    with Journals.of(settings).holding(target):
-        return settle_left(
-            settings, target, service=service, forgive=not service, machines=machines
-        )
-
-
-def settle_left(
-    settings: Settings,
-    target: Target,
-    *,
-    service: bool,
-    forgive: bool = False,
-    machines: Sequence[str] = (),
-) -> list[str]:
-    """The same for the one who holds the lock: whoever else's journal says that it runs is dead.
-
-    A service that another machine's restore had stopped is that machine's to start, unless it is among
-    ``machines``. Without ``service`` a journal that owes one is left open, or forgiven.
-    """
-    server, journals = maintenance(target), Journals.of(settings)
-    said, failed = [], []
-    for journal in journals.all(target):
-        if journal.settled or journal.alive():
-            continue
-        owes = journal.stopped and journal.service_wanted
-        if owes and not forgive and (not service or not journal.ours(machines)):
-            said.append(
-                f"{journal.restore_id} stopped the service on {journal.machine}: it is left open"
-            )
-            continue
-        if forgive:
-            journal.service_wanted = False
-        try:
-            text = settle(settings, server, journal)
-        except (KybError, psycopg.Error) as error:
-            failed.append(error)
-            continue
-        journal.error = journal.error or "it was killed"
-        journal.finished_at = journal.finished_at or utc_now()
-        journals.keep(journal)
-        said.append(f"{journal.restore_id} was not finished: {text}")
-    if failed:
-        raise failed[0]
-    return said
 
 
 def _major(server: Target) -> int:

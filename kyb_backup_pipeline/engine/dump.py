@@ -18,12 +18,12 @@ from pathlib import Path
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import SUFFIX
-from kyb_backup_pipeline.engine.config import BackupSettings
 from kyb_backup_pipeline.engine.errors import BackupFailed
 from kyb_backup_pipeline.engine.files import no_space_said
 from kyb_backup_pipeline.engine.manifest import BackupFile
 from kyb_backup_pipeline.engine.postgres import Programs, Target
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
+from kyb_backup_pipeline.engine.settings import BackupSettings
 from kyb_backup_pipeline.engine.snapshot import LockNotGranted, TryAgain
 from kyb_backup_pipeline.engine.stream import CREATE, EDGE, POLL, silent_child, squeeze
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from kyb_backup_pipeline.engine import age_pipe, process
-from kyb_backup_pipeline.engine.config import EncryptionSettings
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, KybError, Refused, SettingsInvalid
 from kyb_backup_pipeline.engine.files import flush_folder
+from kyb_backup_pipeline.engine.settings import EncryptionSettings
 
 Method = Literal["age", "gpg"]
 

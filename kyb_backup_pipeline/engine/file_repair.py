@@ -6,11 +6,11 @@ import os
 import time
 from pathlib import Path
 
-from kyb_backup_pipeline.engine.config import ApplicationSettings, Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError, RestoreFailed
 from kyb_backup_pipeline.engine.file_backup import configuration_root
 from kyb_backup_pipeline.engine.platform_api import fetch_flags, restore_flags
 from kyb_backup_pipeline.engine.service import start_service, stop_service
+from kyb_backup_pipeline.engine.settings import ApplicationSettings, Settings
 from kyb_backup_pipeline.engine.swap import (
     UNDONE,
     Work,

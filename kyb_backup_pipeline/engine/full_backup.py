@@ -25,7 +25,6 @@ import psycopg
 
 from kyb_backup_pipeline import __version__
 from kyb_backup_pipeline.engine.catalog import read_objects
-from kyb_backup_pipeline.engine.config import BackupSettings, Settings
 from kyb_backup_pipeline.engine.database import Database, read_database, settings_sql
 from kyb_backup_pipeline.engine.dump import (
     DIRECTORY,
@@ -67,6 +66,7 @@ from kyb_backup_pipeline.engine.postgres import (
 )
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.request import Request, already_complete
+from kyb_backup_pipeline.engine.settings import BackupSettings, Settings
 from kyb_backup_pipeline.engine.snapshot import (
     QueueWatch,
     Snapshot,

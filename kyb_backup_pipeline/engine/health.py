@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kyb_backup_pipeline.engine.attempts import Attempt, Attempts
-from kyb_backup_pipeline.engine.config import HealthSettings, ScheduleSettings, Settings
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, NotFound
 from kyb_backup_pipeline.engine.journal import all_journals
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.recovery_plan import Coverage
+from kyb_backup_pipeline.engine.settings import HealthSettings, ScheduleSettings, Settings
 from kyb_backup_pipeline.engine.store import LEFTOVER_AGE, Leftover
 from kyb_backup_pipeline.engine.survey import Fact, ProofName, Survey
 from kyb_backup_pipeline.engine.suspicion import out_of_line

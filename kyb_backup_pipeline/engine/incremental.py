@@ -23,7 +23,6 @@ from datetime import datetime
 import psycopg
 
 from kyb_backup_pipeline import __version__
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.manifest import (
@@ -46,6 +45,7 @@ from kyb_backup_pipeline.engine.replication import (
     read_server,
 )
 from kyb_backup_pipeline.engine.request import Request, already_complete
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Backup, Repository, Staging
 from kyb_backup_pipeline.engine.wal import (
     History,

@@ -19,10 +19,10 @@ from typing import Literal, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import Locked, NotFound, RestoreFailed
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
 from kyb_backup_pipeline.engine.manifest import utc_now, write_json
+from kyb_backup_pipeline.engine.settings import Settings
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import time
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from kyb_backup_pipeline.engine.config import ApplicationSettings
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError, RestoreFailed
+from kyb_backup_pipeline.engine.settings import ApplicationSettings
 
 _log = logging.getLogger(__name__)
 

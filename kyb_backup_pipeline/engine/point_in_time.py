@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psycopg
 
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import NotEnoughSpace, Refused, RestoreFailed
 from kyb_backup_pipeline.engine.files import NO_SPACE, flush_folder, free_bytes, no_space
 from kyb_backup_pipeline.engine.manifest import utc_now
@@ -27,6 +26,7 @@ from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.reading import Read, read_everything
 from kyb_backup_pipeline.engine.recovery import Site, recovering, unpack_base
 from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.throwaway import throwaway_folder
 from kyb_backup_pipeline.engine.wal import format_lsn

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.config import PostgresSettings, Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed, CouldNotVerify, DatabaseUnreachable
+from kyb_backup_pipeline.engine.settings import PostgresSettings, Settings
 
 if TYPE_CHECKING:
     import psycopg

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 
-from kyb_backup_pipeline.engine.config import RetentionSettings
 from kyb_backup_pipeline.engine.errors import KybError, Locked, NotFound, Refused
 from kyb_backup_pipeline.engine.holds import Holds, caller
 from kyb_backup_pipeline.engine.inventory import read_inventory
@@ -25,6 +24,7 @@ from kyb_backup_pipeline.engine.prune_records import Gone, PruneRecord, PruneRec
 from kyb_backup_pipeline.engine.recovery_plan import in_log_order
 from kyb_backup_pipeline.engine.retention import Plan, plan_retention
 from kyb_backup_pipeline.engine.retention_rules import Decision, WalDecision
+from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.store import Backup, Repository
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from datetime import datetime
 import psycopg
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.course import Course
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, RestoreFailed
 from kyb_backup_pipeline.engine.manifest import Finding, Proof
@@ -37,6 +36,7 @@ from kyb_backup_pipeline.engine.recovery_plan import (
     plan_recovery,
     to_last_marker,
 )
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.throwaway import throwaway_folder
 from kyb_backup_pipeline.engine.wal import format_lsn

@@ -16,10 +16,10 @@ from typing import Any
 
 import psycopg
 
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import Locked
 from kyb_backup_pipeline.engine.journal import JournalFolder, StepJournal, journal_folder
 from kyb_backup_pipeline.engine.postgres import Target, connect
+from kyb_backup_pipeline.engine.settings import Settings
 
 _NAME = re.compile(r"restore_\d{8}_\d{6}_\d{6}\.json")
 

@@ -9,7 +9,6 @@ from datetime import datetime
 import psycopg
 from psycopg import sql
 
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database_swap import (
     database_named,
     database_oid,
@@ -18,6 +17,7 @@ from kyb_backup_pipeline.engine.errors import NotFound, RestoreFailed
 from kyb_backup_pipeline.engine.postgres import connect
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, derived_name, maintenance
 from kyb_backup_pipeline.engine.restore_outlook import restoring_target
+from kyb_backup_pipeline.engine.settings import Settings
 
 ROLLED_BACK = "_rolled_back_"
 """In the name of a restored database that was put aside again."""

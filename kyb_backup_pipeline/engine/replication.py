@@ -12,9 +12,9 @@ from datetime import datetime
 
 import psycopg
 
-from kyb_backup_pipeline.engine.config import WalSettings
 from kyb_backup_pipeline.engine.errors import BackupFailed, Refused
 from kyb_backup_pipeline.engine.postgres import Target, connect
+from kyb_backup_pipeline.engine.settings import WalSettings
 from kyb_backup_pipeline.engine.wal import History, format_lsn, parse_history, parse_lsn
 
 _log = logging.getLogger(__name__)

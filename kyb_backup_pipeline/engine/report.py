@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.health import Health, KindHealth, look_at
 from kyb_backup_pipeline.engine.manifest import Verdict
 from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.records import RECORD_STAMP, ProofRecords, proof_order
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.survey import Fact, Survey
 
 DAYS = 60

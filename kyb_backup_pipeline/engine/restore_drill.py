@@ -14,7 +14,6 @@ from datetime import datetime
 import psycopg
 
 from kyb_backup_pipeline.engine.comparison import compare
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.course import Course
 from kyb_backup_pipeline.engine.database import read_database, settings_sql
 from kyb_backup_pipeline.engine.dump import PLAIN_FILE
@@ -47,6 +46,7 @@ from kyb_backup_pipeline.engine.restore_source import (
     globals_of,
     origin_of,
 )
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.throwaway import Cluster, throwaway_cluster

@@ -15,7 +15,6 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.database_mark import oid_of_restoring
 from kyb_backup_pipeline.engine.database_swap import database_oid
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, Refused, RestoreFailed
@@ -24,6 +23,7 @@ from kyb_backup_pipeline.engine.postgres import Target, connect
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, maintenance
 from kyb_backup_pipeline.engine.restore import check_requirements, missing_here
 from kyb_backup_pipeline.engine.restore_source import Origin, Source, globals_of, origin_of
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.sql_script import statements
 from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.subscriptions import forget_subscriptions

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from kyb_backup_pipeline.engine.config import RetentionSettings
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.log_retention import plan_log, since
 from kyb_backup_pipeline.engine.manifest import Kind
@@ -28,6 +27,7 @@ from kyb_backup_pipeline.engine.retention_rules import (
     by_deployment,
     plan_alone,
 )
+from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.store import Backup
 
 _AGED: tuple[Kind, ...] = ("full", "base", "configuration")

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 
 import psycopg
 
-from kyb_backup_pipeline.engine.config import Settings
-from kyb_backup_pipeline.engine.database_restore import is_swapped, settle, settle_left
+from kyb_backup_pipeline.engine.database_settle import is_swapped, settle, settle_left
 from kyb_backup_pipeline.engine.database_swap import (
     check_swappable,
     database_named,
@@ -23,6 +22,7 @@ from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, deriv
 from kyb_backup_pipeline.engine.replaced import ROLLED_BACK
 from kyb_backup_pipeline.engine.restore_outlook import restoring_target, told
 from kyb_backup_pipeline.engine.service import start_service, stop_service
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.stepped import Stepped
 
 

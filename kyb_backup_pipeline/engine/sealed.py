@@ -24,10 +24,10 @@ from kyb_backup_pipeline.engine.compression import (
     compressor,
 )
 from kyb_backup_pipeline.engine.compression import Method as Compression
-from kyb_backup_pipeline.engine.config import EncryptionSettings
 from kyb_backup_pipeline.engine.encryption import Method, decrypting, encrypting, opened
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError
 from kyb_backup_pipeline.engine.manifest import BackupFile
+from kyb_backup_pipeline.engine.settings import EncryptionSettings
 from kyb_backup_pipeline.engine.stream import POLL, silent_child, write_all
 
 _PATIENCE = 600.0

@@ -7,8 +7,8 @@ import urllib.request
 from collections.abc import Sequence
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.config import ApplicationSettings, RecoverySettings
 from kyb_backup_pipeline.engine.errors import RestoreFailed
+from kyb_backup_pipeline.engine.settings import ApplicationSettings, RecoverySettings
 
 _log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from psycopg import sql
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import BLOCK
-from kyb_backup_pipeline.engine.config import ApplicationSettings, Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed
 from kyb_backup_pipeline.engine.platform_api import fetch_sessions
 from kyb_backup_pipeline.engine.postgres import Target, connect
+from kyb_backup_pipeline.engine.settings import ApplicationSettings, Settings
 from kyb_backup_pipeline.engine.stream import POLL
 
 

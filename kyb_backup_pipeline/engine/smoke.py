@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import psycopg
 
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.manifest import Finding
 from kyb_backup_pipeline.engine.postgres import Target, connect
+from kyb_backup_pipeline.engine.settings import Settings
 
 _USERS = "SELECT count(*) FROM users"
 _USERS_TABLE = """SELECT count(*) > 0 FROM pg_catalog.pg_class

@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Iterator, Sequence
 
-from kyb_backup_pipeline.engine.config import HealthSettings
 from kyb_backup_pipeline.engine.manifest import Kind
+from kyb_backup_pipeline.engine.settings import HealthSettings
 from kyb_backup_pipeline.engine.survey import Fact
 from kyb_backup_pipeline.engine.trouble import Trouble
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from psycopg import sql
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, DatabaseUnreachable
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.postgres import (
@@ -32,6 +31,7 @@ from kyb_backup_pipeline.engine.postgres import (
     server_account,
     server_programs,
 )
+from kyb_backup_pipeline.engine.settings import Settings
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from pathlib import Path, PurePosixPath
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor, Method
-from kyb_backup_pipeline.engine.config import PostgresSettings, Settings
 from kyb_backup_pipeline.engine.dump import (
     DIRECTORY,
     GLOBALS_FILE,
@@ -43,6 +42,7 @@ from kyb_backup_pipeline.engine.manifest import (
 )
 from kyb_backup_pipeline.engine.postgres import client_programs
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
+from kyb_backup_pipeline.engine.settings import PostgresSettings, Settings
 from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
 from kyb_backup_pipeline.engine.stream import EDGE
 from kyb_backup_pipeline.engine.verify_archive import examine_archives, examine_legacy

@@ -20,7 +20,6 @@ from kyb_backup_pipeline.engine.archive import (
     read_tar,
 )
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
-from kyb_backup_pipeline.engine.config import EncryptionSettings
 from kyb_backup_pipeline.engine.encryption import Undecryptable, check_opening
 from kyb_backup_pipeline.engine.errors import CouldNotVerify
 from kyb_backup_pipeline.engine.examination import Examination
@@ -28,6 +27,7 @@ from kyb_backup_pipeline.engine.file_backup import FLAGS_FILE
 from kyb_backup_pipeline.engine.manifest import MANIFEST, Archive, BackupFile, Manifest
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.sealed import opening
+from kyb_backup_pipeline.engine.settings import EncryptionSettings
 from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.tree import shown
 

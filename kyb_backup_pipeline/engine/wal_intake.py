@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.config import Settings
 from kyb_backup_pipeline.engine.errors import BackupFailed
 from kyb_backup_pipeline.engine.files import no_space_said
 from kyb_backup_pipeline.engine.manifest import Manifest
 from kyb_backup_pipeline.engine.postgres import Programs, Target, connect, replication_programs
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.replication import Server
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.wal import (
     ARCHIVED_NAME,
     SEGMENT_NAME,

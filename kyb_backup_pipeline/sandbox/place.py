@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 
 import kyb_backup_pipeline
-from kyb_backup_pipeline.engine.config import PostgresSettings
 from kyb_backup_pipeline.engine.encryption import IDENTITY_FILE
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.postgres import server_account, server_programs
 from kyb_backup_pipeline.engine.process import Account
+from kyb_backup_pipeline.engine.settings import PostgresSettings
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
 
 MAJOR = 18
