@@ -283,7 +283,7 @@ def _environment(pid: str) -> str:
 _AS_NOBODY = """
 import os, pwd, sys
 from kyb_backup_pipeline.cli import main, backup
-from kyb_backup_pipeline.engine import file_backup
+from kyb_backup_pipeline.engine import config, file_backup
 import pyrage, encodings.idna, concurrent.futures.thread
 if os.geteuid() == 0:
     account = pwd.getpwnam("nobody")

@@ -383,7 +383,7 @@ def test_a_read_only_repository_is_an_error_before_anything_begins(
     )
     run = Cli(file).run("backup", "full")
     assert run.returncode == 3
-    assert f"the repository {blocked}/backups cannot be made" in run.stderr
+    assert f"the repository {blocked}/backups cannot be written" in run.stderr
 
 
 def test_what_a_killed_backup_left_is_swept_after_a_day(settings: Settings) -> None:

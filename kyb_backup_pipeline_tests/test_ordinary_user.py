@@ -19,6 +19,7 @@ from kyb_backup_pipeline_tests.conftest import execute
 _GIVE_RIGHTS_UP = """
 import os, pwd, sys
 from kyb_backup_pipeline.cli import main, backup, drill, list, show, verify
+from kyb_backup_pipeline.engine import config
 import psycopg, encodings.idna, multiprocessing, concurrent.futures.thread
 if os.geteuid() == 0:
     account = pwd.getpwnam("nobody")

@@ -169,6 +169,7 @@ def test_a_part_of_the_repository_out_of_sight_stops_all_of_it(shelf: Shelf, pla
 _AS_NOBODY = """
 import os, pwd
 from kyb_backup_pipeline.cli import main, prune, hold
+from kyb_backup_pipeline.engine import config
 if os.geteuid() == 0:
     account = pwd.getpwnam("nobody")
     os.setgroups([])

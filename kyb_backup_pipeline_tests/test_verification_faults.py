@@ -716,6 +716,7 @@ def test_the_repository_may_have_blanks_in_its_path(
 _AS_ORDINARY_USER = """
 import os, pwd, sys
 from kyb_backup_pipeline.cli import main, program, verify  # while we may still read them
+from kyb_backup_pipeline.engine import config
 if os.geteuid() == 0:
     account = pwd.getpwnam("nobody")
     os.setgroups([])
