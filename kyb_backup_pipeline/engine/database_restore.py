@@ -337,9 +337,8 @@ class DatabaseRestore(Stepped[Journal]):
                 )
 
     def _stop(self, step: Step) -> None:
-        if (
-            self.journal.old_oid is not None
-        ):  # what came since the check is found before a service stops
+        if self.journal.old_oid is not None:
+            # again: what came since the first look is found before anything is interrupted
             check_swappable(self.server, self.journal.old_oid)
         if self.wish.service:
             self.journal.stopped = True
