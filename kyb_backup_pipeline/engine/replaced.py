@@ -3,6 +3,7 @@
 They are known by the OID that the journal recorded, never by a name alone; only a person drops them.
 """
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,6 +19,9 @@ from kyb_backup_pipeline.engine.postgres import connect
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, derived_name, maintenance
 from kyb_backup_pipeline.engine.restore_outlook import restoring_target
 from kyb_backup_pipeline.engine.settings import Settings
+from kyb_backup_pipeline.engine.subscriptions import forget_subscriptions
+
+_log = logging.getLogger(__name__)
 
 ROLLED_BACK = "_rolled_back_"
 """In the name of a restored database that was put aside again."""
@@ -75,6 +79,8 @@ def drop_replaced(settings: Settings, name: str) -> Replaced:
         if database_oid(server, name) != chosen.oid:
             raise RestoreFailed(f"{name!r} is another database by now")
         try:
+            for note in forget_subscriptions(server.with_database(name)):
+                _log.warning("%s", note)
             with connect(server) as connection:
                 connection.execute(
                     sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
