@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +59,9 @@ def test_a_moment_takes_the_place_of_the_running_cluster(plant: Plant, moment: s
     journal = json.loads(done.stdout)["journal"]
     assert journal["replaced"] == str(plant.cluster.folder / old)
     assert 0 < journal["interruption_seconds"] < 30
+    began = {step["name"]: datetime.fromisoformat(step["began_at"]) for step in journal["steps"]}
+    away = (began["health"] - began["stop"]).total_seconds()
+    assert journal["interruption_seconds"] <= away  # the recovery before it interrupted nobody
     assert journal["state"] == "done"
     # the configuration in force before the switch, not that of the base
     assert execute(plant.cluster.target(), "SHOW work_mem") == [("5MB",)]

@@ -7,6 +7,8 @@ import re
 from contextlib import AbstractContextManager
 from datetime import datetime
 
+from pydantic import AwareDatetime
+
 from kyb_backup_pipeline.engine.journal import JournalFolder, StepJournal, journal_folder
 from kyb_backup_pipeline.engine.settings import Settings
 
@@ -17,7 +19,8 @@ class ClusterJournal(StepJournal):
     """One recovery. ``live`` is the data folder whose place it takes, None where it takes none.
 
     ``old_inode`` and ``new_inode`` are (device, inode) of the live folder and of the recovered one, which
-    is made at ``into``; the old one stays at ``replaced``.
+    is made at ``into``; the old one stays at ``replaced``. ``down_since`` is when service or server were
+    told to stop first.
     """
 
     at: str
@@ -28,6 +31,7 @@ class ClusterJournal(StepJournal):
     tablespaces: str | None = None
     last_wal_wanted: bool = True
     server_stopped: bool = False
+    down_since: AwareDatetime | None = None
     old_inode: tuple[int, int] | None = None
     new_inode: tuple[int, int] | None = None
 

@@ -224,11 +224,11 @@ class ClusterRestore(Stepped[ClusterJournal]):
         step.detail = f"the old folder is {self._replaced}" if self.journal.old_inode else ""
 
     def _start(self, step: Step) -> None:
-        began = min(s.began_at for s in self.journal.steps if s.name in ("collect", "stop"))
         start_server(self.settings.recovery)
         self._await_server()
         self.journal.server_stopped = False
-        self.journal.interruption_seconds = (utc_now() - began).total_seconds()
+        assert self.journal.down_since is not None
+        self.journal.interruption_seconds = (utc_now() - self.journal.down_since).total_seconds()
         if self.journal.service_wanted:
             start_service(self.settings.application)
             self.journal.stopped = False
@@ -261,11 +261,13 @@ class ClusterRestore(Stepped[ClusterJournal]):
     def _stop_service(self) -> None:
         if self.journal.service_wanted and not self.journal.stopped:
             self.journal.stopped = True
+            self.journal.down_since = self.journal.down_since or utc_now()
             self.journals.keep(self.journal)
             stop_service(self.settings.application)
 
     def _stop_server(self) -> None:
         self.journal.server_stopped = True
+        self.journal.down_since = self.journal.down_since or utc_now()
         self.journals.keep(self.journal)
         if server_runs(self._live):
             stop_server(self.settings.recovery)
