@@ -50,6 +50,14 @@ def installed_majors() -> list[int]:
     return sorted(found | {16, 18})
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept in the user's state folder is kept in one of the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def place() -> Iterator[Path]:
     """A folder with a short path that an unprivileged server can reach."""

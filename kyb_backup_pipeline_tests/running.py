@@ -47,7 +47,7 @@ class Cli:
     """``kyb-backup`` with a settings file, in an environment without variables of ours."""
 
     def __init__(self, file: Path | None, environment: Mapping[str, str] | None = None) -> None:
-        names = ("PATH", "HOME", "LANG", "TMPDIR")
+        names = ("PATH", "HOME", "LANG", "TMPDIR", "XDG_STATE_HOME")
         self._env = {name: os.environ[name] for name in names if name in os.environ}
         self._env |= environment or {}
         self._argv = [sys.executable, "-m", "kyb_backup_pipeline"]

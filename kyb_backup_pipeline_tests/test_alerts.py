@@ -25,7 +25,7 @@ from aiosmtpd.smtp import AuthResult, LoginPassword
 from kyb_backup_pipeline.engine import alert_memory, alerts, config
 from kyb_backup_pipeline.engine.alert_channels import Delivery
 from kyb_backup_pipeline.engine.alert_check import alert_channels
-from kyb_backup_pipeline.engine.alert_memory import alert_store, history
+from kyb_backup_pipeline.engine.alert_memory import alert_store, history, places
 from kyb_backup_pipeline.engine.alerts import look, one_off, ping_when_well, send_test
 from kyb_backup_pipeline.engine.errors import SettingsInvalid
 from kyb_backup_pipeline.engine.file_backup import take_configuration_backup
@@ -455,21 +455,21 @@ def test_two_who_look_at_once_tell_it_once(site: Site) -> None:
 @pytest.mark.parametrize(
     "damage", [b"", b"{", b"[]", b'{"version": 2}', b"\xff\xfe", b'{"known": 3}']
 )
-def test_a_damaged_memory_tells_again_and_says_so(
+def test_a_damaged_memory_has_a_copy_and_without_it_tells_again_and_says_so(
     site: Site, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = site.settings()
     look(settings, [STALE], now=NOW)
     site.memory.write_bytes(damage)
-    assert len(look(settings, [STALE], now=hours(1))) == 2
+    assert look(settings, [STALE], now=hours(1)) == [], "there is a copy"
     assert "it is damaged" in caplog.text
+    for folder in places(settings):
+        (folder / site.memory.name).write_bytes(damage)
+    assert len(look(settings, [STALE], now=hours(1))) == 2
     assert look(settings, [STALE], now=hours(2)) == []
 
 
-def test_without_a_repository_the_memory_is_in_the_users_state(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(site.folder / "state"))
+def test_without_a_repository_the_memory_is_in_the_users_state(site: Site) -> None:
     settings = site.settings()
     settings.repository.rmdir()
     assert len(look(settings, [STALE], now=NOW)) == 2
@@ -481,20 +481,14 @@ def test_without_a_repository_the_memory_is_in_the_users_state(
     assert site.memory.exists()
 
 
-def test_a_memory_that_cannot_be_written_in_the_repository_goes_elsewhere(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(site.folder / "state"))
+def test_a_memory_that_cannot_be_written_in_the_repository_goes_elsewhere(site: Site) -> None:
     (site.folder / "backups" / "monitoring").write_text("in the way, as a disk without room is")
     assert len(look(site.settings(), [STALE], now=NOW)) == 2
     assert look(site.settings(), [STALE], now=hours(1)) == []
     assert len(history(site.settings())) == 2
 
 
-def test_a_disk_that_fills_up_and_is_emptied_again_tells_nothing_twice(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(site.folder / "state"))
+def test_a_disk_that_fills_up_and_is_emptied_again_tells_nothing_twice(site: Site) -> None:
     settings = site.settings()
     assert len(look(settings, [STALE], now=NOW)) == 2
     in_the_way = site.memory.with_name(".memory.json.tmp")

@@ -118,9 +118,7 @@ def test_both_sensors_and_the_command_line_share_one_memory(
 
 def test_a_repository_out_of_sight_is_told_and_ends_nothing(
     instance: dg.DagsterInstance, engine: EngineResource, settings: Settings, mail: MailServer,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     Repository(settings.repository).create()
     tick("stale_backup_sensor", instance, engine)
     away = settings.repository.with_name("away")
@@ -134,6 +132,8 @@ def test_a_repository_out_of_sight_is_told_and_ends_nothing(
     ended = body(mail.to("ops@example.org")[2], "plain").lower()
     assert "over" in ended
     assert "repository" in ended
+    tick("stale_backup_sensor", instance, engine)
+    assert len(subjects(mail)) == 3, "what was told before the repository went is not told again"
 
 
 def test_a_run_that_failed_is_told_once_with_its_partition(

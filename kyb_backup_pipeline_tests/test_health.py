@@ -14,9 +14,11 @@ import pytest
 from kyb_backup_pipeline.engine import config
 from kyb_backup_pipeline.engine.attempts import Attempt, Attempts
 from kyb_backup_pipeline.engine.errors import BackupFailed, DatabaseUnreachable
+from kyb_backup_pipeline.engine.figures import Surroundings
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
-from kyb_backup_pipeline.engine.health import Health, Surroundings, judge, look_at
+from kyb_backup_pipeline.engine.health import Health, judge, look_at
 from kyb_backup_pipeline.engine.manifest import Kind, utc_now
+from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.settings import Settings
@@ -263,6 +265,19 @@ def test_only_the_newest_failures_are_kept_and_none_of_them_is_a_secret(tmp_path
     last = attempts.last("full")
     assert last is not None
     assert last.error == "number 58"
+
+
+def test_a_prune_that_runs_is_not_one_that_was_killed(
+    settings: Settings, look: Callable[[], Health]
+) -> None:
+    repository = Repository(settings.repository)
+    repository.create()
+    with repository.deleting(utc_now()):
+        PruneRecords(repository.root).keep(
+            PruneRecord(state="running", began_at=utc_now(), by="me")
+        )
+        assert "retention" not in told(look())
+    assert told(look())["retention"] == "warning"
 
 
 def test_a_hole_in_the_log_and_the_recovery_point(

@@ -9,7 +9,8 @@ import click
 from kyb_backup_pipeline.cli.session import Session, size, with_session
 from kyb_backup_pipeline.engine import alerts
 from kyb_backup_pipeline.engine.errors import ProofFailed
-from kyb_backup_pipeline.engine.health import ELSE, STALE, Health, KindHealth, look_at
+from kyb_backup_pipeline.engine.figures import KindHealth
+from kyb_backup_pipeline.engine.health import ELSE, STALE, Health, look_at
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.report import health_document
 from kyb_backup_pipeline.engine.settings import Settings

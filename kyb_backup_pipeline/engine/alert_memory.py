@@ -3,7 +3,8 @@
 Both lie in ``monitoring/alerts`` of the repository. The memory is one JSON file, written beside, flushed and
 renamed, under a lock that is held while alerts are sent, so that two who look at once tell a trouble once.
 Where the repository cannot be written (it is not mounted, the disk is full: times at which alerts count) the
-memory goes to the user's state folder; the younger of the two holds. A memory that cannot be read begins
+memory is in the user's state folder, where a copy is always kept, so that nothing is told again when the
+repository goes out of sight or comes back; the younger of the two holds. A memory that cannot be read begins
 anew, with a line in the log: rather twice than never.
 """
 
@@ -125,7 +126,7 @@ class AlertStore:
             os.rename(temporary, folder / _MEMORY)
             flush_folder(folder)
 
-        _in_first(self._folders, "memory", write)
+        list(_in_each(self._folders, "memory", write))
 
     def note(self, entry: Entry) -> None:
         """Add a line to the history. Of a line that was cut short by a kill nothing but itself is lost."""
@@ -195,16 +196,25 @@ def _memory_in(folder: Path) -> Memory | None:
 
 def _in_first(folders: Sequence[Path], what: str, do: Callable[[Path], _T]) -> _T | None:
     """Do it in the first folder that lets us."""
+    return next(_in_each(folders, what, do), None)
+
+
+def _in_each(folders: Sequence[Path], what: str, do: Callable[[Path], _T]) -> Iterator[_T]:
+    """Do it in each folder that lets us; none is worth a warning."""
+    done = False
     for folder in folders:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return do(folder)
+            result = do(folder)
         except OSError as error:
             _log.info("the %s of alerts cannot be written in %s: %s", what, folder, error.strerror)
-    _log.warning(
-        "the %s of alerts cannot be written in %s", what, " nor in ".join(map(str, folders))
-    )
-    return None
+            continue
+        done = True
+        yield result
+    if not done:
+        _log.warning(
+            "the %s of alerts cannot be written in %s", what, " nor in ".join(map(str, folders))
+        )
 
 
 def _locked(descriptor: int, patience: float) -> bool:

@@ -37,6 +37,21 @@ def exclusive(path: Path, busy: str, holder: Mapping[str, object]) -> Iterator[N
         os.close(descriptor)
 
 
+def held(path: Path) -> bool:
+    """Whether somebody holds the lock at ``path``. Raises OSError for one that cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def holder_of(now: datetime) -> dict[str, object]:
     """What a lock says about its holder."""
     return {"process": os.getpid(), "host": socket.gethostname(),

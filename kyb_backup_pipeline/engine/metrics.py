@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from kyb_backup_pipeline.engine.figures import limits_of
 from kyb_backup_pipeline.engine.files import flush_folder
-from kyb_backup_pipeline.engine.health import Health, limits_of
+from kyb_backup_pipeline.engine.health import Health
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.trouble import SEVERITIES
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from kyb_backup_pipeline.engine.health import Health, KindHealth, look_at
+from kyb_backup_pipeline.engine.figures import KindHealth
+from kyb_backup_pipeline.engine.health import Health, look_at
 from kyb_backup_pipeline.engine.manifest import Verdict
 from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.records import RECORD_STAMP, ProofRecords, proof_order

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kyb_backup_pipeline.engine import pictures
+from kyb_backup_pipeline.engine.figures import RESTORE_TESTED, KindHealth, named
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
-from kyb_backup_pipeline.engine.health import RESTORE_TESTED, Health, KindHealth, named
+from kyb_backup_pipeline.engine.health import Health
 from kyb_backup_pipeline.engine.report import Report, as_document, days_of
 from kyb_backup_pipeline.engine.survey import Fact, ProofFact
 from kyb_backup_pipeline.engine.trouble import lasting

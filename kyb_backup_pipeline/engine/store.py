@@ -38,7 +38,7 @@ from kyb_backup_pipeline.engine.files import (
     not_writable,
     write_durably,
 )
-from kyb_backup_pipeline.engine.locks import exclusive, holder_of
+from kyb_backup_pipeline.engine.locks import exclusive, held, holder_of
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
     MANIFEST_CHECKSUM,
@@ -384,6 +384,10 @@ class Repository:
             self.create()
         with exclusive(self._lock("prune"), "another prune is running", holder_of(now)):
             yield
+
+    def being_pruned(self) -> bool:
+        """Whether somebody holds the lock of those who delete, at this moment."""
+        return held(self._lock("prune"))
 
     @contextlib.contextmanager
     def keeping_out(self, kinds: Iterable[Kind], purpose: str, now: datetime) -> Iterator[None]:
