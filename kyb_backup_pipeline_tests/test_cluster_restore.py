@@ -249,6 +249,16 @@ def test_latest_loses_nothing_that_was_acknowledged_or_is_refused(plant: Plant) 
     assert plant.rows() == 1007
 
 
+def test_a_server_that_is_cut_off_cannot_say_what_it_wrote_last(plant: Plant) -> None:
+    plant.primary.base()
+    pid_file = plant.data / "postmaster.pid"
+    cut = f"kill -QUIT $(head -1 {pid_file}); while test -e {pid_file}; do sleep 0.05; done"
+    with pytest.raises(RestoreFailed, match=r"cut off.*is as it was"):
+        plant.restore("latest", KYB_RECOVERY__STOP_SERVER_COMMAND=shlex.join(["sh", "-c", cut]))
+    wait_until(partial(_answers, plant), "the old server answers")
+    assert plant.rows() == 1000
+
+
 def test_what_others_write_while_the_service_is_stopped_is_not_lost(plant: Plant) -> None:
     plant.primary.base()
     done = threading.Event()

@@ -345,7 +345,10 @@ def what_is_left_behind(settings: Settings) -> list[str]:
 
 
 def transactions_behind(settings: Settings, increment: Manifest, data: Path) -> int:
-    """How many transactions a server wrote behind an increment's marker before it was shut down."""
+    """How many transactions a server wrote behind an increment's marker before it was shut down.
+
+    Raises RestoreFailed for one that was not shut down but cut off: it could not say.
+    """
     wal = increment.require_wal()
     programs = server_programs(settings.postgres, increment.server_major or 0)
     printed = process.run(
@@ -354,6 +357,11 @@ def transactions_behind(settings: Settings, increment: Manifest, data: Path) -> 
     found = re.search(r"NextXID:\s+(?:\d+:)?(\d+)", printed)
     if found is None:
         raise RestoreFailed(f"pg_controldata does not say how far {data} came")
+    if not re.search(r"cluster state:\s+shut down$", printed, re.MULTILINE):
+        raise RestoreFailed(
+            f"the server on {data} was not shut down but cut off: nobody can say what it wrote last",
+            hint="recovery.stop_server_command must do a fast shutdown: pg_ctl stop -m fast",
+        )
     return (int(found[1]) - wal.markers[-1].xid - 1) % 2**32
 
 
