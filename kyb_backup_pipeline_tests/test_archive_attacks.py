@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from kyb_backup_pipeline.engine.archive import ArchiveDamaged, Member
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError, RestoreFailed
 from kyb_backup_pipeline.engine.file_preview import preview
 from kyb_backup_pipeline.engine.file_repair import repair_all
 from kyb_backup_pipeline.engine.file_restore import restore_in_place
 from kyb_backup_pipeline.engine.file_unpacking import Options, Restored, restore_into
 from kyb_backup_pipeline.engine.manifest import Proof, Verdict, utc_now
+from kyb_backup_pipeline.engine.member import ArchiveDamaged, Member
 from kyb_backup_pipeline.engine.standing import Standing, standing
 from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.swap import Work, undo, unfinished

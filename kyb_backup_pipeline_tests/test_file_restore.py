@@ -609,7 +609,8 @@ def test_owners_it_may_not_set_and_rights_it_must_not_give(platform: Platform) -
         assert (there / "providers.yaml").stat().st_uid == 65534
         script = (
             "import os\nfrom pathlib import Path\n"
-            "from kyb_backup_pipeline.engine.archive import MemberCheck, read_tar, Entry, Member\n"
+            "from kyb_backup_pipeline.engine.archive_reader import Entry, MemberCheck\n"
+            "from kyb_backup_pipeline.engine.member import Member\n"
             "from kyb_backup_pipeline.engine.extraction import Rules, unpack\n"
             "from kyb_backup_pipeline.engine.errors import Refused\n"
             "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"

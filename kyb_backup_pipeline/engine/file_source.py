@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kyb_backup_pipeline.engine import legacy
-from kyb_backup_pipeline.engine.archive import Entry, Kind, Member, MemberCheck, read_tar
+from kyb_backup_pipeline.engine.archive_reader import Entry, MemberCheck, read_tar
 from kyb_backup_pipeline.engine.errors import (
     CouldNotVerify,
     InvalidRequest,
@@ -29,6 +29,7 @@ from kyb_backup_pipeline.engine.file_backup import (
     configured_selection,
 )
 from kyb_backup_pipeline.engine.manifest import Manifest
+from kyb_backup_pipeline.engine.member import Kind, Member
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.sealed import opening
 from kyb_backup_pipeline.engine.settings import Settings

@@ -11,20 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kyb_backup_pipeline.engine import legacy
-from kyb_backup_pipeline.engine.archive import (
-    MEMBER_LIST,
-    ArchiveDamaged,
-    Entry,
-    Member,
-    MemberCheck,
-    read_tar,
-)
+from kyb_backup_pipeline.engine.archive_reader import Entry, MemberCheck, read_tar
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
 from kyb_backup_pipeline.engine.encryption import Undecryptable, check_opening
 from kyb_backup_pipeline.engine.errors import CouldNotVerify
 from kyb_backup_pipeline.engine.examination import Examination
 from kyb_backup_pipeline.engine.file_backup import FLAGS_FILE
 from kyb_backup_pipeline.engine.manifest import MANIFEST, Archive, BackupFile, Manifest
+from kyb_backup_pipeline.engine.member import MEMBER_LIST, ArchiveDamaged, Member
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.sealed import opening
 from kyb_backup_pipeline.engine.settings import EncryptionSettings
