@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo up down peers test check format bench clean
+.PHONY: setup demo story up down peers test check format bench clean
 
 setup: $(READY)
 
@@ -17,6 +17,9 @@ $(READY): requirements.txt pyproject.toml
 
 demo: setup
 	$(BIN)/kyb-backup demo
+
+story: setup
+	$(BIN)/kyb-backup demo --story
 
 up: setup
 	$(BIN)/kyb-backup up

@@ -6,25 +6,22 @@ from pathlib import Path
 
 from kyb_backup_pipeline.engine.holds import Hold
 from kyb_backup_pipeline.engine.inventory import Inventory
-from kyb_backup_pipeline.engine.manifest import Kind, Manifest, Marker, Wal, WalSegment
+from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.retention import Plan, plan_retention
 from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.standing import Standing
 from kyb_backup_pipeline.engine.store import Backup
-from kyb_backup_pipeline.engine.wal import History, Segment, format_lsn
+from kyb_backup_pipeline.engine.wal import History
+from kyb_backup_pipeline.sandbox.invented import Stretch, listed, manifest_of, with_wal
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
-MB = 1 << 20
 PROVED, TESTED = Standing(verified=True), Standing(verified=True, restore_tested=True)
 BAD = Standing(trouble="its verification failed")
 
 
 def backup(kind: Kind, name: str, days: float, deployment: str | None = None) -> Backup:
     """A backup that is so many days old."""
-    made = NOW - timedelta(days=days)
-    manifest = Manifest(backup_id=name, timestamp=made, type=kind, backup_file=name, file_size=1,
-                        format_version=1, finished_at=made, deployment=deployment)  # fmt: skip
-    return Backup(backup_id=name, kind=kind, folder=Path(kind) / name, manifest=manifest)
+    return listed(manifest_of(kind, name, NOW - timedelta(days=days), deployment=deployment))
 
 
 def damaged(kind: Kind, name: str) -> Backup:
@@ -33,41 +30,16 @@ def damaged(kind: Kind, name: str) -> Backup:
 
 def base(name: str, days: float, start: int, *, timeline: int = 1, system: str = "1") -> Backup:
     """A base backup that begins with segment number ``start``, of 1 MB, and ends in it."""
-    return _with_wal(
-        backup("base", name, days), None, start, start, timeline, system, range(start, start)
-    )
+    stretch = Stretch(numbers=range(start, start), timeline=timeline, system=system)
+    return listed(with_wal(backup("base", name, days).require_manifest(), stretch))
 
 
 def increment(
-    name: str, days: float, on: str | None, segments: range, *, timeline: int = 1, system: str = "1"
+    name: str, days: float, on: str, segments: range, *, timeline: int = 1, system: str = "1"
 ) -> Backup:
     """An increment on a base, with the segments of these numbers."""
-    return _with_wal(
-        backup("incremental", name, days), on, segments.start, segments.stop, timeline, system, segments
-    )  # fmt: skip
-
-
-def _with_wal(
-    plain: Backup, on: str | None, start: int, end: int, timeline: int, system: str, numbers: range
-) -> Backup:
-    manifest = plain.require_manifest()
-    at = manifest.completed_at
-    tail = end * MB + (0 if on else 0x200)
-    marker = Marker(
-        xid=1, begun_lsn=format_lsn(tail - 64), lsn=format_lsn(tail - 32), at=at, done_at=at
-    )
-    wal = Wal(
-        base=on, system_identifier=system, timeline=timeline, segment_bytes=MB,
-        start_lsn=format_lsn(start * MB + (0 if on else 0x100)), end_lsn=format_lsn(tail), end_at=at,
-        segments=tuple(WalSegment(name=n, sha256="0" * 64, size=1) for n in names(numbers, timeline)),
-        markers=(marker,) if on else (),
-    )  # fmt: skip
-    return Backup(backup_id=plain.backup_id, kind=plain.kind, folder=plain.folder,
-                  manifest=manifest.model_copy(update={"wal": wal}))  # fmt: skip
-
-
-def names(numbers: range, timeline: int = 1) -> list[str]:
-    return [Segment(timeline, number, MB).name for number in numbers]
+    stretch = Stretch(numbers=segments, on=on, timeline=timeline, system=system)
+    return listed(with_wal(backup("incremental", name, days).require_manifest(), stretch))
 
 
 def inventory(

@@ -1,28 +1,26 @@
 """Repositories full of old backups, made on the disk without a server: real manifests, files and WAL."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from kyb_backup_pipeline.engine.manifest import (
-    MANIFEST,
-    Kind,
-    Manifest,
-    Proof,
-    Verdict,
-    WalSegment,
-    utc_now,
-)
+from kyb_backup_pipeline.engine.manifest import Kind, Proof, Verdict, utc_now
 from kyb_backup_pipeline.engine.prune import PruneWish, look, prune
 from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.retention import Plan
 from kyb_backup_pipeline.engine.settings import RetentionSettings, Settings
 from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
-from kyb_backup_pipeline_tests.histories import MB, base, increment, names
+from kyb_backup_pipeline.sandbox.invented import (
+    manifest_of,
+    names,
+    publish,
+    publish_as_old_scripts,
+    store_segments,
+)
+from kyb_backup_pipeline_tests.histories import NOW, base, increment
 
 
 @dataclass(frozen=True)
@@ -38,36 +36,23 @@ class Shelf:
 
     def put(self, kind: Kind, name: str, days: float, deployment: str | None = None) -> Backup:
         """A backup with one file."""
-        made = self.now - timedelta(days=days)
-        with self.repository.writing(kind, name, now=self.now) as staging:
-            file = staging.write("content", name.encode() * 100)
-            staging.publish(
-                Manifest(
-                    backup_id=name, timestamp=made, type=kind, backup_file="content", files=(file,),
-                    file_size=file.size, checksum=file.sha256, format_version=1, finished_at=made,
-                    deployment=deployment,
-                )
-            )  # fmt: skip
-        return self.repository.find(name)
+        manifest = manifest_of(kind, name, self.now - timedelta(days=days), deployment=deployment)
+        return publish(self.repository, manifest, {"content": name.encode() * 100})
 
     def base(self, name: str, days: float, start: int) -> Backup:
         """A base backup that begins with segment number ``start``."""
-        return self._publish(base(name, self._age(days), start))
+        made = base(name, self._age(days), start).require_manifest()
+        return publish(self.repository, made, {"content": b"base"})
 
     def increment(self, name: str, days: float, on: str, numbers: range) -> Backup:
         """An increment, whose segments are brought into the store."""
         self.segments(numbers)
-        return self._publish(increment(name, self._age(days), on, numbers))
+        made = increment(name, self._age(days), on, numbers).require_manifest()
+        return publish(self.repository, made, {})
 
     def segments(self, numbers: range) -> None:
         """Segments in the store, each with a content of its own."""
-        store = self.repository.wal
-        store.create()
-        for number, name in zip(numbers, names(numbers), strict=True):
-            path = store.receiving / name
-            path.write_bytes(number.to_bytes(8, "little") + bytes(MB - 8))
-            store.add(path, name)
-            path.unlink()
+        store_segments(self.repository, names(numbers))
 
     def prove(self, name: str, verdict: Verdict = "passed", proof: str = "verification") -> None:
         self.repository.records.keep(
@@ -94,26 +79,7 @@ class Shelf:
 
     def _age(self, days: float) -> float:
         """The age that ``histories`` reckons from its own fixed time."""
-        from kyb_backup_pipeline_tests.histories import NOW
-
         return days - (self.now - NOW) / timedelta(days=1)
-
-    def _publish(self, made: Backup) -> Backup:
-        manifest = made.require_manifest()
-        wal = manifest.require_wal()
-        stored = [self.repository.wal.find(segment.name) for segment in wal.segments]
-        found = tuple(WalSegment(name=s.name, sha256=s.sha256, size=s.size) for s in stored if s)
-        listed = "".join(f"{s.sha256}  {s.name}\n" for s in found)
-        with self.repository.writing(made.kind, made.backup_id, now=self.now) as staging:
-            file = staging.write("content", b"base") if made.kind == "base" else None
-            changes = {
-                "wal": wal.model_copy(update={"segments": found}),
-                "files": (file,) if file else (),
-                "file_size": sum(s.size for s in found),
-                "checksum": hashlib.sha256(listed.encode()).hexdigest(),
-            }
-            staging.publish(manifest.model_copy(update=changes))
-        return self.repository.find(made.backup_id)
 
 
 def retention(**settings: float) -> RetentionSettings:
@@ -142,19 +108,8 @@ def three_chains(shelf: Shelf) -> None:
 
 def legacy_dump(shelf: Shelf, name: str, days: float) -> Path:
     """A full backup as ``backup-database.sh`` leaves it."""
-    folder = shelf.root / "database" / "full" / name
-    folder.mkdir(parents=True)
-    (folder / "database.sql.gz").write_bytes(b"dump")
     made = shelf.now - timedelta(days=days)
-    (folder / MANIFEST).write_text(
-        json.dumps({
-            "backup_id": name, "timestamp": f"{made:%Y-%m-%dT%H:%M:%SZ}", "type": "full",
-            "database": {"host": "localhost", "port": "5432", "name": "kyb", "user": "kyb"},
-            "backup_file": f"/elsewhere/{name}/database.sql.gz", "file_size": "4",
-            "checksum": hashlib.sha256(b"dump").hexdigest(),
-        })
-    )  # fmt: skip
-    return folder
+    return publish_as_old_scripts(shelf.repository, name, made, b"dump")
 
 
 def what_is_not_whole(shelf: Shelf, settings: Settings) -> Iterator[str]:

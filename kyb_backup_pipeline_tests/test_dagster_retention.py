@@ -10,7 +10,7 @@ import pytest
 from kyb_backup_pipeline.defs.partitions import CONFIGURATION, FULL, INCREMENTAL
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.engine.manifest import utc_now
-from kyb_backup_pipeline_tests.histories import names
+from kyb_backup_pipeline.sandbox.invented import names
 from kyb_backup_pipeline_tests.shelves import Shelf, shelf_in, three_chains
 from kyb_backup_pipeline_tests.test_dagster import failure, new_instance, run, tick
 

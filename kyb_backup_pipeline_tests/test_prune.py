@@ -22,7 +22,7 @@ from kyb_backup_pipeline.engine.prune import PruneWish, look
 from kyb_backup_pipeline.engine.prune_records import KEPT, PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
-from kyb_backup_pipeline_tests.histories import names
+from kyb_backup_pipeline.sandbox.invented import names
 from kyb_backup_pipeline_tests.running import Cli
 from kyb_backup_pipeline_tests.shelves import (
     Shelf,

@@ -7,9 +7,9 @@ import pytest
 from kyb_backup_pipeline.engine.holds import Hold
 from kyb_backup_pipeline.engine.standing import Standing
 from kyb_backup_pipeline.engine.wal import History
+from kyb_backup_pipeline.sandbox.invented import MB, names
 from kyb_backup_pipeline_tests.histories import (
     BAD,
-    MB,
     NOW,
     PROVED,
     TESTED,
@@ -19,7 +19,6 @@ from kyb_backup_pipeline_tests.histories import (
     held,
     increment,
     lines,
-    names,
     plan,
     wal_lines,
 )

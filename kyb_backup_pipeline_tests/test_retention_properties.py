@@ -19,9 +19,9 @@ from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.standing import Standing
 from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.wal import History, parse_lsn
+from kyb_backup_pipeline.sandbox.invented import MB, names
 from kyb_backup_pipeline_tests.histories import (
     BAD,
-    MB,
     NOW,
     PROVED,
     TESTED,
@@ -31,7 +31,6 @@ from kyb_backup_pipeline_tests.histories import (
     held,
     increment,
     inventory,
-    names,
 )
 
 _KINDS = (

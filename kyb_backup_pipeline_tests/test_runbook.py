@@ -1,6 +1,6 @@
 """Every command of the runbook, executed as it stands there, on a platform with a real server.
 
-``demo``, ``up`` and ``down`` are executed by ``test_sandbox``, the lines for a deployment too, ``age -d`` and
+``demo``, ``up`` and ``down`` are executed by ``test_sandbox``, ``demo --story`` by ``test_story``, the lines for a deployment too, ``age -d`` and
 ``gpg -d`` by ``test_archives``.
 """
 
@@ -26,7 +26,12 @@ from kyb_backup_pipeline_tests.running import Cli
 from kyb_backup_pipeline_tests.wal_clusters import running_cluster
 
 _RUNBOOK = (Path(__file__).parent.parent / "docs" / "runbook.md").read_text()
-_ELSEWHERE = {"kyb-backup demo", "kyb-backup up", "kyb-backup down"}
+_ELSEWHERE = {
+    "kyb-backup demo",
+    "kyb-backup up",
+    "kyb-backup down",
+    "kyb-backup demo --story",
+}
 _NAME = "kyb_platform"
 
 _IN_ORDER = [

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from kyb_backup_pipeline.cli.session import sandbox_folder, size
+from kyb_backup_pipeline.cli.story import write_story_to
 from kyb_backup_pipeline.engine import config, process
 from kyb_backup_pipeline.engine.errors import ProofFailed
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
@@ -43,17 +44,28 @@ _JOB_DEADLINE = 900.0
 Examples:
   kyb-backup demo
   kyb-backup up                                       (then look at it in the Dagster UI)
+  kyb-backup demo --story                             (sixty invented days, in seconds)
   kyb-backup --config .kyb/kyb_backup.toml list""",
 )
 @sandbox_folder
-def command(folder: Path | None) -> None:
+@click.option("--story", is_flag=True, help="Invent sixty days of history instead, in .kyb/story.")
+@click.option(
+    "--seed", default=1, show_default=True, help="Of the story: another seed, other figures."
+)
+def command(folder: Path | None, story: bool, seed: int) -> None:
     """Make a sample platform, then back it up, verify, restore and compare it through Dagster; then drop its
     database, and bring it back by the command line alone.
 
     Leaves the sandbox under .kyb with its services running ("down" stops them) and can be run again:
     each run proves a new backup.
+
+    With --story nothing is backed up and no service started: it writes a repository of its own with sixty days
+    of invented backups, good ones and bad ones, for the report, the status and the plan of a prune to look at.
     """
     place = find_place(folder)
+    if story:
+        write_story_to(place.root / "story", seed)
+        return
     began = time.monotonic()
     start_sandbox(place, lambda text: click.echo(f"• {text}"))
     full, base, increment, state, archive = (_run_job(place, prefix) for prefix in _JOBS)

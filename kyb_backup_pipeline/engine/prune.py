@@ -95,6 +95,20 @@ def wal_lines(decisions: Iterable[WalDecision]) -> list[Gone]:
     return found
 
 
+def gone_of(plan: Plan) -> list[Gone]:
+    """All that a plan deletes, in the lines of a record."""
+    return [*map(_gone, plan.doomed), *wal_lines(plan.doomed_wal)]
+
+
+def kept_of(plan: Plan) -> dict[str, int]:
+    """How many of each kind a plan keeps."""
+    kept: dict[str, int] = {}
+    for decision in plan.decisions:
+        if decision.keep:
+            kept[decision.backup.kind] = kept.get(decision.backup.kind, 0) + 1
+    return {**kept, "wal": len(plan.wal) - len(plan.doomed_wal)}
+
+
 class _Recorder:
     """Keeps the record up to date. A full disk takes the record away, never the deletion."""
 
@@ -106,12 +120,7 @@ class _Recorder:
 
     def intend(self, plan: Plan, doomed: Sequence[Gone]) -> None:
         """Write down what is going to be deleted."""
-        kept: dict[str, int] = {}
-        for decision in plan.decisions:
-            if decision.keep:
-                kept[decision.backup.kind] = kept.get(decision.backup.kind, 0) + 1
-        kept["wal"] = len(plan.wal) - len(plan.doomed_wal)
-        self._keep(kept=kept, deleted=tuple(doomed))
+        self._keep(kept=kept_of(plan), deleted=tuple(doomed))
 
     def deleted(self, *gone: Gone) -> None:
         self._deleted += gone
