@@ -10,7 +10,7 @@ import pytest
 
 from kyb_backup_pipeline.engine import config
 from kyb_backup_pipeline.engine.errors import Refused
-from kyb_backup_pipeline.engine.health import KINDS, look_at
+from kyb_backup_pipeline.engine.figures import KINDS, look_at
 from kyb_backup_pipeline.engine.holds import Hold
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.manifest import Kind
