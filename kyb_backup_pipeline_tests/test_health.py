@@ -134,6 +134,11 @@ def test_bad_unsure_and_unproved_backups() -> None:
         told(judged([*without("full"), full(verification=bad)]))["verification:full_1"]
         == "critical"
     )
+    old = full("full_0", ago=60, restore_test=bad)
+    assert told(judged([*without("full"), full(), old]))["restore_test:full_0"] == "warning"
+    chained = [*without("incremental"), Fact("incr_2", "incremental", hours(0.1), verification=passed(hours(0)), restore_test=passed(hours(0))),
+               Fact("incr_1", "incremental", hours(0.4), verification=bad)]  # fmt: skip
+    assert told(judged(chained))["verification:incr_1"] == "critical", "the chain leads over it"
     assert told(judged([*without("full"), full(verification=unsure)])) == {"unsure:full": "warning"}
     old = full("full_0", ago=60)
     never = full(verification=None, restore_test=None)

@@ -13,7 +13,7 @@ from kyb_backup_pipeline.engine.prune_records import PruneRecord
 from kyb_backup_pipeline.engine.recovery_plan import Coverage
 from kyb_backup_pipeline.engine.settings import HealthSettings
 from kyb_backup_pipeline.engine.store import Leftover
-from kyb_backup_pipeline.engine.survey import Fact
+from kyb_backup_pipeline.engine.survey import Fact, ProofName
 
 KINDS: tuple[Kind, ...] = ("full", "base", "incremental", "configuration", "application_state")
 RESTORE_TESTED: tuple[Kind, ...] = ("full", "incremental")
@@ -34,6 +34,10 @@ class KindHealth:
     verified: Fact | None
     restore_tested: Fact | None
     failure: Attempt | None
+
+    def proved(self, name: ProofName) -> Fact | None:
+        """The newest that passed this proof."""
+        return self.verified if name == "verification" else self.restore_tested
 
     @property
     def stale(self) -> bool:

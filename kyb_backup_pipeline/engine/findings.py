@@ -107,10 +107,11 @@ def _proofs(
             proof = fact.proof(name)
             if proof is not None and proof.verdict == "failed":
                 what = "verification" if name == "verification" else "restore test"
+                made_up_for = _made_up_for(fact, kinds, name)
                 yield Trouble(
-                    key=f"{name}:{fact.backup_id}", severity="critical",
+                    key=f"{name}:{fact.backup_id}", severity="warning" if made_up_for else "critical",
                     title=f"{fact.backup_id} is bad: its {what} failed", text=proof.summary,
-                    hint=f"take a new backup now; kyb-backup show {fact.backup_id}",
+                    hint=f"{made_up_for or 'take a new backup now'}; kyb-backup show {fact.backup_id}",
                     backup_id=fact.backup_id,
                 )  # fmt: skip
     for kind, health in kinds.items():
@@ -132,6 +133,18 @@ def _proofs(
     if _older(increments.restore_tested, "restore_test", limit, now, increments):
         hint = "kyb-backup drill --at latest"
         yield _unproved("incremental", "restore-tested", increments.restore_tested, hint)
+
+
+def _made_up_for(bad: Fact, kinds: dict[Kind, KindHealth], name: ProofName) -> str:
+    """What makes a bad backup no emergency any more: a younger one that passed what it failed.
+
+    Of a chain it must be a base: whatever stands on the bad one cannot be reached without it.
+    """
+    chained = bad.kind in ("base", "incremental")
+    proved = kinds["base"].verified if chained else kinds[bad.kind].proved(name)
+    if proved is None or proved.at is None or bad.at is None or proved.at <= bad.at:
+        return ""
+    return f"do not restore it: {proved.backup_id} is younger, and passed"
 
 
 def _older(
