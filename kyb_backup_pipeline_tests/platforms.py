@@ -171,7 +171,7 @@ def _seen(path: Path) -> object:
 @contextlib.contextmanager
 def gpg_home() -> Iterator[str]:
     """A home for gpg as an operator has one, with a path that its agent's socket fits into."""
-    home = tempfile.mkdtemp(prefix="gpg-", dir="/tmp")
+    home = tempfile.mkdtemp(prefix="gpg-")
     try:
         yield home
     finally:

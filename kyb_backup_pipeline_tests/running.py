@@ -1,6 +1,8 @@
 """The command line as a process of its own, and what it started."""
 
+import atexit
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +56,7 @@ class Cli:
         if file is not None:
             self._argv += ["--config", str(file)]
         self._outputs = Path(tempfile.mkdtemp(prefix="kyb-cli-"))
+        atexit.register(shutil.rmtree, self._outputs, ignore_errors=True)
 
     def start(self, *arguments: str, **options: Any) -> Run:
         """Start it beside the test."""

@@ -565,7 +565,7 @@ def test_a_repository_that_is_mounted_read_only_is_restored_from(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path | None]:
     """A file system of its own for a server; None for an ordinary user, who may not mount."""
-    disk = Path(tempfile.mkdtemp(prefix="kyb-disk-", dir="/tmp"))
+    disk = Path(tempfile.mkdtemp(prefix="kyb-disk-"))
     disk.chmod(0o755)
     mount = ["mount", "-t", "tmpfs", "-o", "size=150m,mode=755", "tmpfs", str(disk)]
     mounted = subprocess.run(mount, capture_output=True, check=False)

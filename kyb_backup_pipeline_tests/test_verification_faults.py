@@ -732,7 +732,7 @@ main()
 @pytest.fixture
 def reachable() -> Iterator[Path]:
     """A folder that every user may enter."""
-    folder = Path(tempfile.mkdtemp(prefix="kybv-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="kybv-"))
     folder.chmod(0o755)
     yield folder
     for path in (folder, *folder.rglob("*")):
