@@ -1,6 +1,6 @@
 """Histories of backups as data: what retention decides about, made without a server."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -84,8 +84,15 @@ def inventory(
         standings=standings or {},
         holds={hold.backup_id: hold for hold in holds},
         histories=histories if histories is not None else {1: History(1)},
-        wal=[(name, 10) for name in wal],
+        listed=listed(found),
+        wal=list(wal),
     )
+
+
+def listed(backups: Iterable[Backup]) -> dict[str, str]:
+    """The names of the segments of each increment, as an inventory has them."""
+    logs = {b.backup_id: b.manifest.wal.segments for b in backups if b.manifest and b.manifest.wal}
+    return {name: " ".join(s.name for s in segments) for name, segments in logs.items() if segments}
 
 
 def plan(
@@ -113,7 +120,9 @@ def lines(planned: Plan) -> list[str]:
 
 
 def wal_lines(planned: Plan) -> list[str]:
-    return [f"{'keep' if d.keep else 'delete'} {d.name}: {d.why}" for d in planned.wal]
+    return [
+        f"{'keep' if d.keep else 'delete'} {name}: {d.why}" for d in planned.wal for name in d.names
+    ]
 
 
 def held(name: str, days: float, why: str = "the audit") -> Hold:

@@ -51,8 +51,14 @@ class Plan:
         return [decision for decision in self.decisions if not decision.keep]
 
     @property
-    def doomed_wal(self) -> list[WalDecision]:
-        return [decision for decision in self.wal if not decision.keep]
+    def doomed_wal(self) -> list[str]:
+        """The names of the WAL files that go."""
+        return [name for decision in self.wal if not decision.keep for name in decision.names]
+
+    @property
+    def kept_wal(self) -> list[str]:
+        """The names of the WAL files that stay."""
+        return [name for decision in self.wal if decision.keep for name in decision.names]
 
 
 def plan_retention(inventory: Inventory, settings: RetentionSettings, now: datetime) -> Plan:

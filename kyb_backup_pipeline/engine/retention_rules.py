@@ -29,12 +29,13 @@ class Decision:
         return 0 if manifest is None or self.backup.kind == "incremental" else manifest.total_size
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class WalDecision:
-    """One file of the WAL store, whether it stays, and why."""
+    """A row of neighbours in the WAL store, of one timeline and in the order of their names, whether they
+    stay, and why.
+    """
 
-    name: str
-    bytes: int
+    names: tuple[str, ...]
     keep: bool
     why: str
 
