@@ -14,7 +14,9 @@ from datetime import datetime, timedelta
 
 from kyb_backup_pipeline.engine.attempts import Attempt, Attempts
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, NotFound
+from kyb_backup_pipeline.engine.inventory import Inventory, surveyed
 from kyb_backup_pipeline.engine.journal import all_journals
+from kyb_backup_pipeline.engine.kept_too_long import KEPT, kept_too_long
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.recovery_plan import Coverage
@@ -32,7 +34,7 @@ RESTORE_TESTED: tuple[Kind, ...] = ("full", "incremental")
 STALE = ("stale:",)
 ELSE = ("repository", "missed:", "failed:", "verification:", "restore_test:", "unsure:", "unverified:",
         "unrestore_tested:", "anomaly:", "gap:", "slot_lag", "archiver", "space", "unreadable:", "clock",
-        "leftovers", "restore:", "retention")  # fmt: skip
+        "leftovers", "restore:", "retention", KEPT)  # fmt: skip
 """What keys of troubles begin with: of these a look says when they are over."""
 _CLOCKS_DIFFER = timedelta(minutes=10)
 _WEEK = timedelta(days=7)
@@ -104,6 +106,7 @@ class Surroundings:
     total: int = 0
     killed_restores: tuple[str, ...] = ()
     prunes: tuple[PruneRecord, ...] = ()
+    inventory: Inventory | None = None
 
 
 def look_at(settings: Settings, survey: Survey, *, now: datetime) -> Health:
@@ -141,6 +144,7 @@ def judge(settings: Settings, facts: Sequence[Fact], around: Surroundings, now: 
         *_room(settings, space),
         *_disorder(facts, around, now),
         *_retention(around),
+        *kept_too_long(around.inventory, settings.retention, now),
     ]
     worst_first = sorted(troubles, key=lambda t: -SEVERITIES.index(t.severity))
     return Health(
@@ -184,6 +188,7 @@ def _surroundings(settings: Settings, survey: Survey) -> Surroundings:
         free=status.f_bavail * status.f_frsize,
         total=status.f_blocks * status.f_frsize,
         prunes=tuple(PruneRecords(repository.root).newest(_PRUNES)),
+        inventory=surveyed(survey),
         killed_restores=tuple(j.restore_id for j in all_journals(settings) if j.abandoned()),
     )
 
