@@ -12,7 +12,7 @@ from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.standing import Standing
 from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.wal import History
-from kyb_backup_pipeline.sandbox.invented import Stretch, listed, manifest_of, with_wal
+from kyb_backup_pipeline.sandbox.invented import Stretch, listed, manifest_of, segments_of, with_wal
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 PROVED, TESTED = Standing(verified=True), Standing(verified=True, restore_tested=True)
@@ -56,7 +56,8 @@ def inventory(
         standings=standings or {},
         holds={hold.backup_id: hold for hold in holds},
         histories=histories if histories is not None else {1: History(1)},
-        wal=[(name, 10) for name in wal],
+        listed=segments_of(found),
+        wal=list(wal),
     )
 
 
@@ -85,7 +86,9 @@ def lines(planned: Plan) -> list[str]:
 
 
 def wal_lines(planned: Plan) -> list[str]:
-    return [f"{'keep' if d.keep else 'delete'} {d.name}: {d.why}" for d in planned.wal]
+    return [
+        f"{'keep' if d.keep else 'delete'} {name}: {d.why}" for d in planned.wal for name in d.names
+    ]
 
 
 def held(name: str, days: float, why: str = "the audit") -> Hold:

@@ -72,7 +72,7 @@ class Shelf:
         return sorted(b.backup_id for b in self.repository.backups(tuple(FOLDERS)))
 
     def wal(self) -> list[str]:
-        return sorted(name for name, _ in self.repository.wal.sizes())
+        return sorted(self.repository.wal.everything())
 
     def records(self) -> list[PruneRecord]:
         return PruneRecords(self.root).newest(1000)

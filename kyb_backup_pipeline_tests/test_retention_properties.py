@@ -49,7 +49,7 @@ _EVENT = st.tuples(
     st.integers(0, 3),  # segments
     st.booleans(),  # whether the newer timeline goes on
 )
-_POLICY = st.builds(
+POLICY = st.builds(
     RetentionSettings,
     full_days=st.integers(1, 40), incremental_days=st.integers(1, 20),
     application_deployments=st.integers(1, 4), configuration_days=st.integers(1, 40),
@@ -71,7 +71,7 @@ class _Story:
 
 
 @st.composite
-def _inventories(draw: st.DrawFn) -> Inventory:
+def inventories(draw: st.DrawFn) -> Inventory:
     length = draw(st.integers(1, 40))
     events = draw(st.lists(_EVENT, min_size=length, max_size=length))
     unreadable = draw(st.sampled_from([*9 * [""], "full", "base", "incremental"]))
@@ -81,8 +81,8 @@ def _inventories(draw: st.DrawFn) -> Inventory:
         timeline = max(story.ends) if newer else 1
         if kind == unreadable and number % 5 == 0:
             what = "damaged"
-        _tell(story, kind, f"{kind[:4]}{number}", age, what, segments, timeline)
-        story.standings[f"{kind[:4]}{number}"] = standing
+        _tell(story, kind, f"{kind[:4]}_{number}", age, what, segments, timeline)
+        story.standings[f"{kind[:4]}_{number}"] = standing
     bases = [b.backup_id for b in story.backups if b.kind == "base"]
     lost = draw(st.sets(st.sampled_from(bases), max_size=1)) if bases else set()  # by hand
     holes = draw(st.sets(st.sampled_from(sorted(story.wal)), max_size=2)) if story.wal else set()
@@ -167,7 +167,7 @@ def _spans(
 
 
 @settings(max_examples=400, deadline=None)
-@given(_inventories(), _POLICY)
+@given(inventories(), POLICY)
 def test_the_guards_hold(seen: Inventory, policy: RetentionSettings) -> None:
     planned = plan_retention(seen, policy, NOW)
     kept = _kept(planned)
@@ -175,7 +175,7 @@ def test_the_guards_hold(seen: Inventory, policy: RetentionSettings) -> None:
     assert sorted(d.backup.backup_id for d in planned.decisions) == sorted(
         b.backup_id for b in seen.backups
     )
-    assert sorted(d.name for d in planned.wal) == sorted(name for name, _ in seen.wal)
+    assert sorted([*planned.kept_wal, *planned.doomed_wal]) == sorted(seen.wal)
     assert all(d.why for d in planned.decisions) and all(d.why for d in planned.wal)
     for kind in ("full", "configuration", "application_state", "base", "incremental"):
         sound = _sound(seen, seen.backups, kind)
@@ -203,15 +203,15 @@ def _known(seen: Inventory, name: str) -> bool:
 
 
 @settings(max_examples=400, deadline=None)
-@given(_inventories(), _POLICY)
+@given(inventories(), POLICY)
 def test_every_moment_of_the_window_stays_recoverable(
     seen: Inventory, policy: RetentionSettings
 ) -> None:
     planned = plan_retention(seen, policy, NOW)
-    left = {d.name for d in planned.wal if d.keep}
+    left = set(planned.kept_wal)
     limit = NOW - timedelta(days=policy.incremental_days)
     after = _spans(seen, _kept(planned), left)
-    for begin, end, timeline in _spans(seen, list(seen.backups), {name for name, _ in seen.wal}):
+    for begin, end, timeline in _spans(seen, list(seen.backups), set(seen.wal)):
         for moment in (max(begin, limit), max(begin, limit) + (end - max(begin, limit)) / 2):
             if moment < end:
                 assert any(b <= moment < e and t == timeline for b, e, t in after), (
@@ -221,12 +221,12 @@ def test_every_moment_of_the_window_stays_recoverable(
 
 
 @settings(max_examples=400, deadline=None)
-@given(_inventories(), _POLICY)
+@given(inventories(), POLICY)
 def test_what_stays_has_all_that_it_needs(seen: Inventory, policy: RetentionSettings) -> None:
     planned = plan_retention(seen, policy, NOW)
-    kept, before = _kept(planned), {name for name, _ in seen.wal}
+    kept, before = _kept(planned), set(seen.wal)
     window = timedelta(days=policy.incremental_days)
-    left = {d.name for d in planned.wal if d.keep}
+    left = set(planned.kept_wal)
     bases = [b for b in kept if b.kind == "base"]
     if any(b.manifest is None for b in seen.backups if b.kind in ("base", "incremental")):
         assert left == before
@@ -257,7 +257,7 @@ def test_what_stays_has_all_that_it_needs(seen: Inventory, policy: RetentionSett
 
 
 @settings(max_examples=100, deadline=None)
-@given(_inventories(), _POLICY, st.integers(60, 4000))
+@given(inventories(), POLICY, st.integers(60, 4000))
 def test_a_clock_that_is_months_ahead_is_never_believed(
     seen: Inventory, policy: RetentionSettings, days: int
 ) -> None:
@@ -266,7 +266,7 @@ def test_a_clock_that_is_months_ahead_is_never_believed(
 
 
 @settings(max_examples=100, deadline=None)
-@given(_inventories(), _POLICY)
+@given(inventories(), POLICY)
 def test_what_is_left_is_left_by_the_next_plan_too(
     seen: Inventory, policy: RetentionSettings
 ) -> None:
@@ -276,7 +276,7 @@ def test_what_is_left_is_left_by_the_next_plan_too(
         Inventory(
             backups=[b for b in seen.backups if b in kept], standings=seen.standings,
             holds=seen.holds, histories=seen.histories,
-            wal=[(d.name, d.bytes) for d in planned.wal if d.keep],
+            listed=seen.listed, wal=planned.kept_wal,
         ),
         policy, NOW,
     )  # fmt: skip

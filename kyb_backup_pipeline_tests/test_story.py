@@ -24,7 +24,7 @@ from kyb_backup_pipeline.engine.settings import RetentionSettings, Settings
 from kyb_backup_pipeline.engine.store import FOLDERS, Repository
 from kyb_backup_pipeline.engine.survey import Survey
 from kyb_backup_pipeline.engine.wal import History
-from kyb_backup_pipeline.sandbox.invented import listed, manifest_of, publish
+from kyb_backup_pipeline.sandbox.invented import listed, manifest_of, publish, segments_of
 from kyb_backup_pipeline.sandbox.story import Story, tell
 from kyb_backup_pipeline.sandbox.story_shelf import write_story
 from kyb_backup_pipeline_tests.running import Cli
@@ -33,7 +33,7 @@ NOW = datetime(2026, 3, 4, 7, 0, tzinfo=UTC)
 """A Wednesday, after every schedule of the night."""
 TROUBLES = {
     "stale:incremental": "critical", "gap:1": "critical",
-    "restore_test:backup_20260125_020000": "warning", "anomaly:size:full": "warning",
+    "restore_test:backup_20260125_020000": "warning", "kept:full": "info", "anomaly:size:full": "warning",
     "anomaly:rows:full": "warning", "leftovers": "info",
 }  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_the_plan_is_never_refused_whenever_the_story_is_told() -> None:
         newest_first = [listed(manifest) for manifest in reversed(story.backups)]
         holds: dict[str, Hold] = {hold.backup_id: hold for hold in story.holds}
         inventory = Inventory(backups=newest_first, standings={}, holds=holds,
-                              histories={1: History(1)}, wal=())  # fmt: skip
+                              histories={1: History(1)}, listed=segments_of(newest_first), wal=())  # fmt: skip
         plan = plan_retention(inventory, RetentionSettings(), now)
         assert plan.refusal is None, now
         assert {d.backup.kind for d in plan.doomed} == {"full", "base", "incremental", "application_state"}  # fmt: skip

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -61,8 +61,10 @@ def command(
         retention = retention.model_copy(update={"full_days": full_days})
     repository = Repository(settings.repository)
     plan = look(repository, retention, utc_now())
-    if dry_run or not as_json:
-        _show(plan, None, as_json)
+    if dry_run and as_json:
+        _print(_lines(plan, repository.wal.sizes([*plan.doomed_wal, *plan.kept_wal])))
+    elif not as_json:
+        _show(plan)
     if dry_run:
         check_clock(plan, despite=despite_clock)
         return
@@ -71,9 +73,11 @@ def command(
     if not (yes or refused or not (plan.doomed or plan.doomed_wal)):
         _ask(plan)
         wish = PruneWish(despite_clock=despite_clock, confirmed=plan)
+    sizes = repository.wal.sizes([*plan.doomed_wal, *plan.kept_wal]) if as_json else {}
     record, plan = prune(repository, retention, wish, now=utc_now())
     if as_json:
-        _show(plan, record, as_json)
+        done = {gone.id for gone in record.deleted}
+        _print([{**line, "deleted": line["id"] in done} for line in _lines(plan, sizes)])
     else:
         _say(record)
 
@@ -93,14 +97,12 @@ def _say(record: PruneRecord) -> None:
     click.echo(f"{backups} backups and {files} WAL files deleted, {size(record.freed)} freed")
 
 
-def _show(plan: Plan, record: PruneRecord | None, as_json: bool) -> None:
-    lines = _lines(plan)
-    if as_json:
-        if record is not None:
-            done = {gone.id for gone in record.deleted}
-            lines = [{**line, "deleted": line["id"] in done} for line in lines]
-        click.echo(json.dumps(lines, indent=2))
-        return
+def _print(lines: Sequence[dict[str, Any]]) -> None:
+    click.echo(json.dumps(lines, indent=2))
+
+
+def _show(plan: Plan) -> None:
+    lines = _lines(plan, {})
     for line in lines:
         what = "keep  " if line["keep"] else "delete"
         of = f"  {line['count']} WAL files" if line["kind"] == "wal" else ""
@@ -109,7 +111,7 @@ def _show(plan: Plan, record: PruneRecord | None, as_json: bool) -> None:
         click.echo("nothing to decide: there are no backups")
 
 
-def _lines(plan: Plan) -> Sequence[dict[str, Any]]:
+def _lines(plan: Plan, sizes: Mapping[str, int]) -> Sequence[dict[str, Any]]:
     backups = [
         {"id": d.backup.backup_id, "kind": d.backup.kind, "keep": d.keep, "why": d.why,
          "bytes": d.bytes}
@@ -119,6 +121,6 @@ def _lines(plan: Plan) -> Sequence[dict[str, Any]]:
         {"id": gone.id, "kind": gone.kind, "keep": keep, "why": gone.why, "bytes": gone.bytes,
          "count": gone.count}
         for keep in (True, False)
-        for gone in wal_lines(d for d in plan.wal if d.keep is keep)
+        for gone in wal_lines([d for d in plan.wal if d.keep is keep], sizes)
     ]  # fmt: skip
     return [*backups, *wal]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kyb_backup_pipeline.engine.attempts import Attempt
+from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.prune_records import PruneRecord
 from kyb_backup_pipeline.engine.recovery_plan import Coverage
@@ -70,6 +71,7 @@ class Surroundings:
     total: int = 0
     killed_restores: tuple[str, ...] = ()
     prunes: tuple[PruneRecord, ...] = ()
+    inventory: Inventory | None = None
 
 
 def limits_of(health: HealthSettings) -> dict[Kind, timedelta | None]:

@@ -16,6 +16,12 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(descriptor)
 
 
+def read_whole(path: Path | str) -> bytes:
+    """The content of a small file, for whoever reads thousands of them. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
+
+
 def flush_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

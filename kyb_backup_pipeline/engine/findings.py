@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from kyb_backup_pipeline.engine.figures import KindHealth, Space, Surroundings, named
+from kyb_backup_pipeline.engine.kept_too_long import kept_too_long
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.settings import HealthSettings, ScheduleSettings, Settings
 from kyb_backup_pipeline.engine.store import LEFTOVER_AGE
@@ -38,6 +39,7 @@ def troubles_of(
     yield from _room(settings, space)
     yield from _disorder(facts, around, now)
     yield from _retention(around)
+    yield from kept_too_long(around.inventory, settings.retention, now)
 
 
 def _ages(kinds: dict[Kind, KindHealth]) -> Iterator[Trouble]:

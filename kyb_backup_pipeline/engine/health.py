@@ -24,7 +24,9 @@ from kyb_backup_pipeline.engine.figures import (
     space_of,
 )
 from kyb_backup_pipeline.engine.findings import troubles_of
+from kyb_backup_pipeline.engine.inventory import surveyed
 from kyb_backup_pipeline.engine.journal import all_journals
+from kyb_backup_pipeline.engine.kept_too_long import KEPT
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.settings import Settings
@@ -35,7 +37,7 @@ from kyb_backup_pipeline.engine.trouble import SEVERITIES, Trouble
 STALE = ("stale:",)
 ELSE = ("repository", "missed:", "failed:", "verification:", "restore_test:", "unsure:", "unverified:",
         "unrestore_tested:", "anomaly:", "gap:", "slot_lag", "archiver", "space", "unreadable:", "clock",
-        "leftovers", "restore:", "retention")  # fmt: skip
+        "leftovers", "restore:", "retention", KEPT)  # fmt: skip
 """What keys of troubles begin with: of these a look says when they are over."""
 _PRUNES = 50
 
@@ -110,6 +112,7 @@ def _surroundings(settings: Settings, survey: Survey) -> Surroundings:
         free=status.f_bavail * status.f_frsize,
         total=status.f_blocks * status.f_frsize,
         prunes=tuple(_prunes(repository)),
+        inventory=surveyed(survey),
         killed_restores=tuple(j.restore_id for j in all_journals(settings) if j.abandoned()),
     )
 

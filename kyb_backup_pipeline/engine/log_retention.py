@@ -10,9 +10,11 @@ not say, so the oldest base of all counts. A base or an increment that cannot be
 that is lost, stops it: nobody knows what that needs. History files stay for ever; they are tiny.
 """
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
 
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.manifest import Wal
@@ -39,13 +41,13 @@ def plan_log(inventory: Inventory, days: int, now: datetime) -> LogPlan:
         whys = ((b, inventory.pinned(b, now) or unknown) for b in both)
         return LogPlan(
             backups=[Decision(backup=b, keep=True, why=why) for b, why in whys],
-            wal=[WalDecision(name, size, True, unknown) for name, size in inventory.wal],
+            wal=_all(inventory.wal, unknown),
         )
     kept = _Kept(bases, increments, inventory, days, now)
     reasons = {b.backup_id: kept.why.get(b.backup_id) or kept.gone(b) for b in both}
     decisions = [Decision(backup=b, keep=b.backup_id in kept.why, why=reasons[b.backup_id])
                  for b in both]  # fmt: skip
-    return LogPlan(backups=decisions, wal=_plan_wal(inventory.wal, decisions))
+    return LogPlan(backups=decisions, wal=_plan_wal(inventory.wal, decisions, inventory.listed))
 
 
 def wal_of(backup: Backup) -> Wal:
@@ -157,7 +159,7 @@ class _Kept:
 
 
 def _plan_wal(
-    stored: Iterable[tuple[str, int]], decisions: Sequence[Decision]
+    stored: Iterable[str], decisions: Sequence[Decision], listed: Mapping[str, str]
 ) -> list[WalDecision]:
     """Compare each file with the first segment that recovery from a kept base begins with.
 
@@ -165,27 +167,38 @@ def _plan_wal(
     """
     kept = [decision.backup for decision in decisions if decision.keep]
     firsts = {_first(b): b.backup_id for b in kept if b.kind == "base"}
-    listed = {s.name: b.backup_id for b in kept for s in wal_of(b).segments}
     if not firsts:
-        return [
-            WalDecision(n, size, True, "no base backup says what is needed") for n, size in stored
-        ]
+        return _all(stored, "no base backup says what is needed")
     cut = min(firsts)
-    needed, gone = (
-        f"needed from {firsts[cut]} on",
-        f"in front of {firsts[cut]}, the oldest that stays",
-    )
-    found = []
-    for name, size in stored:
-        if name.endswith(".history"):
-            found.append(WalDecision(name, size, True, "says where a timeline comes from"))
-        elif name[8:24] >= cut:
-            found.append(WalDecision(name, size, True, needed))
-        elif name in listed:
-            found.append(WalDecision(name, size, True, f"{listed[name]} needs it"))
-        else:
-            found.append(WalDecision(name, size, False, gone))
+    needed = {
+        name: f"{b.backup_id} needs it" for b in kept for name in listed.get(b.backup_id, "").split()
+        if name[8:] < cut
+    }  # fmt: skip
+    found: list[WalDecision] = []
+    for names in _by_timeline(stored):
+        first = bisect_left(names, "0", key=lambda name: name[8:])  # history files come before it
+        last = bisect_left(names, cut, key=lambda name: name[8:])
+        found += _row(names[:first], True, "says where a timeline comes from")
+        gone = f"in front of {firsts[cut]}, the oldest that stays"
+        for why, row in groupby(names[first:last], needed.get):
+            found += _row(row, why is not None, why or gone)
+        found += _row(names[last:], True, f"needed from {firsts[cut]} on")
     return found
+
+
+def _all(stored: Iterable[str], why: str) -> list[WalDecision]:
+    return [row for names in _by_timeline(stored) for row in _row(names, True, why)]
+
+
+def _by_timeline(stored: Iterable[str]) -> Iterator[list[str]]:
+    for _, names in groupby(sorted(stored), lambda name: name[:8]):
+        yield list(names)
+
+
+def _row(names: Iterable[str], keep: bool, why: str) -> Iterator[WalDecision]:
+    """One row of neighbours; none of nothing."""
+    if row := tuple(names):
+        yield WalDecision(names=row, keep=keep, why=why)
 
 
 def _first(base: Backup) -> str:

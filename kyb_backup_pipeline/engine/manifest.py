@@ -215,10 +215,10 @@ class Manifest(_Document):
         return int(self.server_version.split(".")[0]) if self.server_version else None
 
 
-def parse_manifest(content: bytes, *, where: str) -> Manifest:
+def parse_manifest(content: bytes, *, where: str, model: type[Manifest] = Manifest) -> Manifest:
     """Read a manifest. Raises UnreadableManifest; ``where`` names it in the message."""
     try:
-        return Manifest.model_validate_json(content)
+        return model.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -1,6 +1,7 @@
 """Deleting what need not be kept: under a lock, in an order that a kill cannot hurt, with a record.
 
-The plan is made anew under the lock; what a person confirmed before only narrows it. The manifest of a
+The plan is made anew under the lock, of files that are read now; what a person confirmed before only narrows
+it, and what each deletion rests on is looked at once more right before it (``second_look``). The manifest of a
 backup goes first; the increments of a chain before its base, the newest first; WAL when all that needed it is
 gone. So whatever a kill leaves is whole, or swept by the next prune.
 
@@ -9,27 +10,26 @@ backup or an increment is being written.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import groupby
 
+from kyb_backup_pipeline.engine.collecting import without_collecting
 from kyb_backup_pipeline.engine.errors import KybError, Locked, NotFound, Refused
 from kyb_backup_pipeline.engine.holds import Holds, caller
 from kyb_backup_pipeline.engine.inventory import read_inventory
 from kyb_backup_pipeline.engine.log_retention import wal_of
-from kyb_backup_pipeline.engine.manifest import Kind, utc_now
+from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.prune_records import Gone, PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.recovery_plan import in_log_order
 from kyb_backup_pipeline.engine.retention import Plan, plan_retention
 from kyb_backup_pipeline.engine.retention_rules import Decision, WalDecision
+from kyb_backup_pipeline.engine.second_look import CHAINED, SecondLook
 from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.store import Backup, Repository
 
 _log = logging.getLogger(__name__)
-
-_CHAINED: tuple[Kind, ...] = ("base", "incremental")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class PruneWish:
 
 def look(repository: Repository, settings: RetentionSettings, now: datetime) -> Plan:
     """The plan, nothing else. Raises NotFound without a repository, CouldNotVerify for a closed one."""
-    return plan_retention(read_inventory(repository), settings, now)
+    with without_collecting():
+        return plan_retention(read_inventory(repository), settings, now)
 
 
 def check_clock(plan: Plan, *, despite: bool = False) -> None:
@@ -75,29 +76,35 @@ def prune(
         )
         with _recorded(repository, record) as recorder:
             repository.sweep_deleted()
-            plan = look(repository, settings, now)
+            inventory = read_inventory(repository)
+            plan = plan_retention(inventory, settings, now)
             check_clock(plan, despite=wish.despite_clock)
             doomed, wal = _confirmed(plan, wish.confirmed)
-            recorder.intend(plan, [*map(_gone, doomed), *wal_lines(wal)])
-            _delete(repository, doomed, wal, recorder, now)
+            lines = wal_lines(wal, repository.wal.sizes(n for row in wal for n in row.names))
+            recorder.intend(plan, [*map(_gone, doomed), *lines])
+            again = SecondLook(repository, inventory, plan)
+            _delete(_Work(repository, recorder, again, now), doomed, wal, lines)
         return recorder.record, plan
 
 
-def wal_lines(decisions: Iterable[WalDecision]) -> list[Gone]:
-    """WAL in lines for people: neighbours of one timeline with the same reason are one."""
-    ordered = sorted(decisions, key=lambda d: d.name)
-    found = []
-    for (_, why), group in groupby(ordered, key=lambda d: (d.name[:8], d.why)):
-        files = list(group)
-        name = files[0].name if len(files) == 1 else f"{files[0].name}..{files[-1].name}"
-        size = sum(file.bytes for file in files)
-        found.append(Gone(id=name, kind="wal", bytes=size, why=why, count=len(files)))
-    return found
+def wal_lines(rows: Iterable[WalDecision], sizes: Mapping[str, int] | None = None) -> list[Gone]:
+    """WAL in lines for people. Their bytes are those of ``sizes``, by name."""
+    return [
+        Gone(
+            id=row.names[0] if len(row.names) == 1 else f"{row.names[0]}..{row.names[-1]}",
+            kind="wal",
+            bytes=sum(sizes.get(name, 0) for name in row.names) if sizes else 0,
+            why=row.why,
+            count=len(row.names),
+        )
+        for row in rows
+    ]
 
 
-def gone_of(plan: Plan) -> list[Gone]:
-    """All that a plan deletes, in the lines of a record."""
-    return [*map(_gone, plan.doomed), *wal_lines(plan.doomed_wal)]
+def gone_of(plan: Plan, sizes: Mapping[str, int]) -> list[Gone]:
+    """All that a plan deletes, in the lines of a record; ``sizes`` are those of the WAL, by name."""
+    wal = wal_lines((row for row in plan.wal if not row.keep), sizes)
+    return [*map(_gone, plan.doomed), *wal]
 
 
 def kept_of(plan: Plan) -> dict[str, int]:
@@ -106,7 +113,7 @@ def kept_of(plan: Plan) -> dict[str, int]:
     for decision in plan.decisions:
         if decision.keep:
             kept[decision.backup.kind] = kept.get(decision.backup.kind, 0) + 1
-    return {**kept, "wal": len(plan.wal) - len(plan.doomed_wal)}
+    return {**kept, "wal": len(plan.kept_wal)}
 
 
 class _Recorder:
@@ -159,70 +166,82 @@ def _recorded(repository: Repository, record: PruneRecord) -> Iterator[_Recorder
 
 def _confirmed(plan: Plan, confirmed: Plan | None) -> tuple[list[Decision], list[WalDecision]]:
     """What is to be deleted now, and was when a person looked."""
+    rows = [row for row in plan.wal if not row.keep]
     if confirmed is None:
-        return plan.doomed, plan.doomed_wal
+        return plan.doomed, rows
     backups = {decision.backup.folder for decision in confirmed.doomed}
-    wal = {decision.name for decision in confirmed.doomed_wal}
+    wal = set(confirmed.doomed_wal)
+    seen = [replace(row, names=tuple(n for n in row.names if n in wal)) for row in rows]
     return (
         [decision for decision in plan.doomed if decision.backup.folder in backups],
-        [decision for decision in plan.doomed_wal if decision.name in wal],
+        [row for row in seen if row.names],
     )
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What all steps of one deletion need."""
+
+    repository: Repository
+    recorder: _Recorder
+    again: SecondLook
+    now: datetime
+
+
 def _delete(
-    repository: Repository,
-    doomed: Sequence[Decision],
-    wal: Sequence[WalDecision],
-    recorder: _Recorder,
-    now: datetime,
+    work: _Work, doomed: Sequence[Decision], wal: Sequence[WalDecision], lines: Sequence[Gone]
 ) -> None:
-    alone = [d for d in reversed(doomed) if d.backup.kind not in _CHAINED]
+    alone = [d for d in reversed(doomed) if d.backup.kind not in CHAINED]
     for decision in alone:
-        _remove(repository, decision, recorder)
-    chained = _by_chain([d for d in doomed if d.backup.kind in _CHAINED])
+        _remove(work, decision)
+    chained = _by_chain([d for d in doomed if d.backup.kind in CHAINED])
     if not (chained or wal):
         return
     try:
-        with repository.keeping_out(_CHAINED, "retention", now):
-            while chained and _remove(repository, chained[0], recorder):
+        with work.repository.keeping_out(CHAINED, "retention", work.now):
+            work.again.at_log()
+            while chained and _remove(work, chained[0]):
                 chained.pop(0)
             if not chained:
-                _remove_wal(repository, wal, recorder)
+                work.again.at_log()
+                _remove_wal(work, wal, lines)
                 return
         why = f"{chained.pop(0).backup.backup_id} stays this time"
-    except Locked as error:
+    except (Locked, Refused) as error:
         why = error.message
-    for left in (*map(_gone, chained), *wal_lines(wal)):
-        recorder.skipped(left, why)
+    for left in (*map(_gone, chained), *lines):
+        work.recorder.skipped(left, why)
 
 
-def _remove(repository: Repository, decision: Decision, recorder: _Recorder) -> bool:
-    """Delete one backup; False where it is in use or cannot be deleted."""
+def _remove(work: _Work, decision: Decision) -> bool:
+    """Delete one backup; False where it is in use, not as it was, or cannot be deleted."""
     gone = _gone(decision)
+    backup = decision.backup
     try:
-        repository.remove(decision.backup)
-    except Locked as error:
-        recorder.skipped(gone, error.message)
+        work.repository.remove(backup, lambda: work.again.at(backup))
+    except (Locked, Refused) as error:
+        work.recorder.skipped(gone, error.message)
         return False
     except OSError as error:
-        recorder.skipped(gone, f"{error.filename or decision.backup.folder}: {error.strerror}")
+        work.recorder.skipped(gone, f"{error.filename or backup.folder}: {error.strerror}")
         return False
-    recorder.deleted(gone)
+    work.recorder.deleted(gone)
     _log.info("deleted %s: %s", gone.id, gone.why)
     with suppress(NotFound):
-        Holds(repository.root).release(decision.backup.backup_id)
+        Holds(work.repository.root).release(backup.backup_id)
     return True
 
 
-def _remove_wal(repository: Repository, wal: Sequence[WalDecision], recorder: _Recorder) -> None:
+def _remove_wal(work: _Work, wal: Sequence[WalDecision], lines: Sequence[Gone]) -> None:
     """The oldest first, whatever its timeline: what a kill leaves has no hole."""
+    names = sorted((name for row in wal for name in row.names), key=lambda n: (n[8:], n))
     try:
-        repository.wal.remove(d.name for d in sorted(wal, key=lambda d: (d.name[8:], d.name)))
+        work.repository.wal.remove(names)
     except OSError as error:
-        for line in wal_lines(wal):
-            recorder.skipped(line, f"{error.filename}: {error.strerror}")
+        for line in lines:
+            work.recorder.skipped(line, f"{error.filename}: {error.strerror}")
         return
-    recorder.deleted(*wal_lines(wal))
+    work.recorder.deleted(*lines)
 
 
 def _by_chain(decisions: Sequence[Decision]) -> list[Decision]:

@@ -11,7 +11,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from kyb_backup_pipeline.engine.files import flush_folder, write_durably
+from kyb_backup_pipeline.engine.files import flush_folder, read_whole, write_durably
 from kyb_backup_pipeline.engine.manifest import Proof, write_json
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class ProofRecords:
 
     def read(self, path: Path) -> Proof:
         """Read one record."""
-        return Proof.model_validate_json(path.read_bytes())
+        return Proof.model_validate_json(read_whole(path))
 
     def _files(self, backup_id: str) -> list[Path]:
         try:

@@ -25,6 +25,7 @@ from kyb_backup_pipeline.engine.retention_rules import (
     WalDecision,
     by_age,
     by_deployment,
+    is_safety,
     plan_alone,
 )
 from kyb_backup_pipeline.engine.settings import RetentionSettings
@@ -51,21 +52,21 @@ class Plan:
         return [decision for decision in self.decisions if not decision.keep]
 
     @property
-    def doomed_wal(self) -> list[WalDecision]:
-        return [decision for decision in self.wal if not decision.keep]
+    def doomed_wal(self) -> list[str]:
+        """The names of the WAL files that go."""
+        return [name for decision in self.wal if not decision.keep for name in decision.names]
+
+    @property
+    def kept_wal(self) -> list[str]:
+        """The names of the WAL files that stay."""
+        return [name for decision in self.wal if decision.keep for name in decision.names]
 
 
 def plan_retention(inventory: Inventory, settings: RetentionSettings, now: datetime) -> Plan:
     """Decide on everything in a repository."""
-    states = [b for b in inventory.backups if b.kind == "application_state"]
-    policies: Mapping[Kind, Policy] = {
-        "full": by_age(settings.full_days, now),
-        "application_state": by_deployment(states, inventory, settings.application_deployments),
-        "configuration": by_age(settings.configuration_days, now),
-    }
     decisions = [
         decision
-        for kind, policy in policies.items()
+        for kind, policy in policies(inventory, settings, now).items()
         for decision in plan_alone(
             [b for b in inventory.backups if b.kind == kind], policy, inventory, settings, now
         )
@@ -74,6 +75,24 @@ def plan_retention(inventory: Inventory, settings: RetentionSettings, now: datet
     decisions += log.backups
     refusal = doubt_of_clock(inventory.backups, decisions, settings, now)
     return Plan(decisions=decisions, wal=log.wal, refusal=refusal)
+
+
+def policies(
+    inventory: Inventory, settings: RetentionSettings, now: datetime
+) -> Mapping[Kind, Policy]:
+    """How long those stay that need no others. A backup taken before a restore has a limit of its own."""
+    states = [b for b in inventory.backups if b.kind == "application_state"]
+    safety = by_age(settings.pre_restore_days, now)
+    regular: Mapping[Kind, Policy] = {
+        "full": by_age(settings.full_days, now),
+        "application_state": by_deployment(states, inventory, settings.application_deployments),
+        "configuration": by_age(settings.configuration_days, now),
+    }
+    return {kind: _either(safety, policy) for kind, policy in regular.items()}
+
+
+def _either(safety: Policy, regular: Policy) -> Policy:
+    return lambda backup: (safety if is_safety(backup) else regular)(backup)
 
 
 def doubt_of_clock(

@@ -29,12 +29,13 @@ class Decision:
         return 0 if manifest is None or self.backup.kind == "incremental" else manifest.total_size
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class WalDecision:
-    """One file of the WAL store, whether it stays, and why."""
+    """A row of neighbours in the WAL store, of one timeline and in the order of their names, whether they
+    stay, and why.
+    """
 
-    name: str
-    bytes: int
+    names: tuple[str, ...]
     keep: bool
     why: str
 
@@ -46,15 +47,14 @@ Policy = Callable[[Backup], tuple[bool, str]]
 def plan_alone(
     kind: Sequence[Backup], policy: Policy, inventory: Inventory, settings: RetentionSettings, now: datetime
 ) -> list[Decision]:  # fmt: skip
-    """Decide on the backups of a kind that need no others. ``policy`` is asked for regular ones."""
+    """Decide on the backups of a kind that need no others."""
     guards = newest_of(kind, inventory) | _minimum(kind, inventory, settings.minimum_kept)
-    safety = by_age(settings.pre_restore_days, now)
     decisions = []
     for backup in kind:
         why = inventory.pinned(backup, now)
         keep = why is not None
         if why is None:
-            keep, why = (safety if is_safety(backup) else policy)(backup)
+            keep, why = policy(backup)
             if not keep and backup.backup_id in guards:
                 keep, why = True, guards[backup.backup_id]
         decisions.append(Decision(backup=backup, keep=keep, why=why))

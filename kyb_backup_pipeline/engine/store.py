@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,6 +36,7 @@ from kyb_backup_pipeline.engine.files import (
     flush_folder,
     no_space,
     not_writable,
+    read_whole,
     write_durably,
 )
 from kyb_backup_pipeline.engine.locks import exclusive, held, holder_of
@@ -339,15 +340,17 @@ class Repository:
         finally:
             os.close(descriptor)
 
-    def remove(self, backup: Backup) -> None:
+    def remove(self, backup: Backup, last_look: Callable[[], None] = lambda: None) -> None:
         """Delete a backup for ever; the records of its proofs stay.
 
         It leaves the list at once, by a rename; what a kill leaves of it, ``sweep_deleted`` takes away.
-        Raises Locked while somebody reads it.
+        ``last_look`` is called under its lock: what that raises stops it. Raises Locked while somebody
+        reads it.
         """
         descriptor = os.open(backup.folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            last_look()
             if backup.folder.is_dir():
                 gone = backup.folder.with_name(f".{backup.folder.name}{_DELETED}")
                 shutil.rmtree(gone, ignore_errors=True)
@@ -423,11 +426,11 @@ class Repository:
                     if _ID.fullmatch(path.name.removesuffix(legacy.ENCRYPTED)) and path.is_file()]  # fmt: skip
         return []
 
-    def read(self, kind: Kind, folder: Path) -> Backup | None:
+    def read(self, kind: Kind, folder: Path, model: type[Manifest] = Manifest) -> Backup | None:
         """The backup in one of ``entries``; None where it is none. Another kind may share the folder."""
-        path = folder / MANIFEST
+        path = f"{folder}/{MANIFEST}"  # a Path for each of 10,000 takes longer than to open them
         try:
-            manifest = parse_manifest(path.read_bytes(), where=str(path))
+            manifest = parse_manifest(read_whole(path), where=path, model=model)
         except NotADirectoryError:
             manifest = legacy.configuration_manifest(folder)
             return Backup(backup_id=manifest.backup_id, kind=kind, folder=folder, manifest=manifest)
@@ -525,7 +528,7 @@ def _is_folder(path: Path) -> bool:
 def _folders(place: Path) -> list[Path]:
     try:
         with os.scandir(place) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+            return [Path(path) for path in sorted(e.path for e in entries if e.is_dir())]
     except FileNotFoundError:
         return []
     except PermissionError as error:

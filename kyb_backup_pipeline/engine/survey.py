@@ -1,27 +1,40 @@
-"""What is in a repository, in few words for each backup: for looks that are made again and again.
+"""What is in a repository, in few words for each backup: the one reader behind health, reports and retention.
 
-Of 10,000 backups a look reads the manifests and records that have changed since the last one, and keeps the
-few facts that health, metrics and reports need. A manifest that cannot be read is a fact too.
+Of 10,000 backups a look reads the manifests and records that have changed since the last one, and keeps what
+is asked of them. A manifest that cannot be read is a fact too. What was read lives in the memory of one process
+and nowhere else: there is no file that could be stale or forged. Who decides about a deletion makes a survey of
+its own (``inventory``), which has read everything since.
 """
 
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from kyb_backup_pipeline.engine.collecting import without_collecting
 from kyb_backup_pipeline.engine.errors import NotFound
-from kyb_backup_pipeline.engine.manifest import MANIFEST, Kind, Manifest, Proof, Wal
-from kyb_backup_pipeline.engine.records import ProofRecords
+from kyb_backup_pipeline.engine.legacy import METADATA
+from kyb_backup_pipeline.engine.manifest import (
+    MANIFEST,
+    Kind,
+    Manifest,
+    Proof,
+    Sha256,
+    Wal,
+)
 from kyb_backup_pipeline.engine.recovery_plan import Coverage, coverages_of
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX
+from kyb_backup_pipeline.engine.standing import Proved, Standing, proved
 from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
 
-_log = logging.getLogger(__name__)
-
 ProofName = Literal["verification", "restore_test"]
+
+_LOG: tuple[Kind, ...] = ("base", "incremental")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,36 +83,75 @@ class Fact:
         return proof is not None and proof.verdict == "passed"
 
 
+class _Row(TypedDict):
+    """A ``WalSegment`` as it stands in the file: an object for each of 200,000 takes as long as all the rest."""
+
+    name: str
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0)]
+
+
+class _RowsWal(Wal):
+    segments: tuple[_Row, ...] = ()  # type: ignore[assignment]  # gone before anybody else sees them
+
+
+class _RowsManifest(Manifest):
+    """Refuses what ``Manifest`` refuses."""
+
+    wal: _RowsWal | None = None
+
+
+Stamp = tuple[int, ...]
+"""What is another when a file is: times of content and of entry, size, inode, device."""
+_ABSENT: Stamp = (0,)
+
+
 @dataclass(frozen=True, slots=True)
-class _Read:
-    stamp: tuple[int, int, int]
+class Read:
+    """One backup as it was read. ``segments`` are the names that its manifest lists, with spaces between."""
+
+    stamp: Stamp
     fact: Fact
-    manifest: Manifest | None
+    segments: str
+    backup: Backup
+
+
+@dataclass(frozen=True, slots=True)
+class _Proofs:
+    """The proofs of one backup as they were read."""
+
+    stamp: Stamp
+    facts: Mapping[str, ProofFact]
+    standing: Standing
 
 
 @dataclass
 class Survey:
-    """The facts of one repository, kept from look to look. Raises NotFound without a repository."""
+    """The facts of one repository, kept from look to look. Raises NotFound without a repository.
+
+    Who looks ``once`` spares it the looks by which it would know what has changed.
+    """
 
     repository: Repository
-    _read: dict[Path, _Read] = field(default_factory=dict)
-    _proofs: dict[str, tuple[int, dict[str, ProofFact]]] = field(default_factory=dict)
+    once: bool = False
+    _read: dict[Path, Read] = field(default_factory=dict)
+    _proofs: dict[str, _Proofs] = field(default_factory=dict)
     _coverage: tuple[object, tuple[Coverage, ...]] | None = None
 
     def look(self) -> list[Fact]:
         """All backups, the newest first; those that cannot be read come last."""
-        self._refresh()
-        self._refresh_proofs()
+        self.refresh()
         found = [
-            _with(read.fact, self._proofs.get(read.fact.backup_id, (0, {}))[1])
+            _with(read.fact, proofs.facts if proofs else {})
             for read in self._read.values()
+            for proofs in [self._proofs.get(read.fact.backup_id)]
         ]
         return sorted(found, key=lambda f: f.at.timestamp() if f.at else 0.0, reverse=True)
 
     def coverage(self) -> tuple[Coverage, ...]:
-        """What the newest base backup and the log behind it lead to."""
+        """What the newest base backup and the log behind it lead to, as of the last look."""
         store = self.repository.wal
-        log = [(path, read.stamp) for path, read in self._read.items() if read.manifest is not None]
+        log = [(path, r.stamp) for path, r in self._read.items() if r.fact.kind in _LOG]
         seen = (frozenset(log), tuple(store.changed(t) for t in store.timelines()))
         if self._coverage is None or self._coverage[0] != seen:
             found = coverages_of(self.log("base"), self.log("incremental"), store, newest=True)
@@ -110,28 +162,44 @@ class Survey:
         """Base backups or increments, the newest first, as ``coverages_of`` takes them: of increments
         without the lists of their segments, which lie in the store.
         """
-        found = [
-            (read.manifest.completed_at, path, read.manifest)
-            for path, read in self._read.items()
-            if read.manifest is not None and read.manifest.type == kind
-        ]
-        return [
-            Backup(backup_id=path.name, kind=kind, folder=path, manifest=manifest)
-            for _, path, manifest in sorted(found, key=lambda f: f[0], reverse=True)
-        ]
+        return [b for b in self.backups() if b.kind == kind and b.manifest and b.manifest.wal]
+
+    def backups(self) -> list[Backup]:
+        """All backups as of the last look, the newest first, then those that cannot be read. Their
+        manifests have what decisions are made by, without lists: of files (but those of base backups), of
+        segments, and of all markers but the last.
+        """
+        found = [read.backup for read in self._read.values()]
+        return sorted(found, key=lambda b: _seconds(b.manifest), reverse=True)
+
+    def segments(self) -> dict[str, str]:
+        """The names of the segments that each increment lists, by its id, with spaces between."""
+        return {r.fact.backup_id: r.segments for r in self._read.values() if r.segments}
+
+    def standings(self) -> dict[str, Standing]:
+        """How the backups stand of which there are records of proofs, by id."""
+        return {
+            name: p.standing for name, p in self._proofs.items() if p.facts or p.standing.trouble
+        }
+
+    def refresh(self) -> None:
+        """Look again, and read what has changed."""
+        with without_collecting():
+            self._refresh()
+            self._refresh_proofs()
 
     def _refresh(self) -> None:
         if not any(self.repository.folder(kind).is_dir() for kind in FOLDERS):
             raise NotFound(f"there is no repository at {self.repository.root}")
-        there: dict[Path, _Read] = {}
+        there: dict[Path, Read] = {}
         for kind, folder in self._entries():
-            stamp = _stamp(folder)
+            stamp = () if self.once else _manifest_stamp(folder)
             known = self._read.get(folder)
-            if known is None or known.stamp != stamp:
-                backup = self.repository.read(kind, folder)
-                if backup is None:
+            if known is None or known.stamp != stamp or not stamp:
+                read = read_slim(self.repository, kind, folder, stamp)
+                if read is None:
                     continue
-                known = _Read(stamp, _fact(backup), _slim(backup))
+                known = read
             there[folder] = known
         self._read = there
 
@@ -143,38 +211,45 @@ class Survey:
 
     def _refresh_proofs(self) -> None:
         records = self.repository.records
-        there: dict[str, tuple[int, dict[str, ProofFact]]] = {}
+        there: dict[str, _Proofs] = {}
         for read in self._read.values():
             backup_id = read.fact.backup_id
-            try:
-                changed = os.stat(records.root / backup_id).st_mtime_ns
-            except OSError:
+            stamp = () if self.once else _stamp(f"{records.root}/{backup_id}")
+            if stamp is _ABSENT:
                 continue
             known = self._proofs.get(backup_id)
-            if known is None or known[0] != changed:
-                known = (changed, _newest(records, backup_id))
+            if known is None or known.stamp != stamp or not stamp:
+                known = _known(stamp, proved(records, backup_id))
             there[backup_id] = known
         self._proofs = there
 
 
-def _stamp(folder: Path) -> tuple[int, int, int]:
-    """What changes when a manifest does: it is replaced whole, or the folder is renamed."""
+def _manifest_stamp(folder: Path) -> Stamp:
+    """Of the manifest, else of what the old scripts wrote in its place."""
+    stamp = _stamp(f"{folder}/{MANIFEST}")
+    if stamp is _ABSENT:
+        stamp = _stamp(f"{folder}/{METADATA}")
+    return _stamp(str(folder)) if stamp is _ABSENT else stamp
+
+
+def _stamp(path: str) -> Stamp:
+    """``_ABSENT`` where nothing is there, empty where that cannot be seen: then it is read again each time."""
     try:
-        status = os.stat(folder / MANIFEST)
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return _ABSENT
     except OSError:
-        try:
-            status = os.stat(folder)
-        except OSError:
-            return (0, 0, 0)
-    return status.st_mtime_ns, status.st_size, status.st_ino
+        return ()
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev
 
 
-def _newest(records: ProofRecords, backup_id: str) -> dict[str, ProofFact]:
-    try:
-        return {name: _proof(proof) for name, proof in records.latest(backup_id).items()}
-    except (OSError, ValueError) as error:
-        _log.warning("the records of %s cannot be read: %s", backup_id, error)
-        return {}
+def _seconds(manifest: Manifest | None) -> float:
+    return manifest.completed_at.timestamp() if manifest else 0.0
+
+
+def _known(stamp: Stamp, proved: Proved) -> _Proofs:
+    facts = {name: _proof(proof) for name, proof in proved.latest.items()}
+    return _Proofs(stamp, facts, proved.standing)
 
 
 def _proof(proof: Proof) -> ProofFact:
@@ -209,20 +284,33 @@ def _fact(backup: Backup) -> Fact:
     )
 
 
-def _slim(backup: Backup) -> Manifest | None:
-    """What recovery plans need of a base or an increment; nothing of other kinds."""
-    manifest = backup.manifest
-    if manifest is None or manifest.wal is None:
+def read_slim(repository: Repository, kind: Kind, folder: Path, stamp: Stamp = ()) -> Read | None:
+    """Read one backup as a survey does; None where there is none."""
+    backup = repository.read(kind, folder, _RowsManifest)
+    if backup is None:
         return None
-    if manifest.type == "base":
-        return manifest
-    wal: Wal = manifest.wal.model_copy(
-        update={"segments": (), "markers": manifest.wal.markers[-1:]}
-    )
-    return manifest.model_copy(update={"wal": wal, "files": ()})
+    fact, segments = _fact(backup), ""
+    if backup.manifest is not None:
+        segments = _slim(backup.manifest)
+    return Read(stamp, fact, segments, backup)
 
 
-def _with(fact: Fact, proofs: dict[str, ProofFact]) -> Fact:
+def _slim(manifest: Manifest) -> str:
+    """Take the lists away that nobody asks a survey for, and return the names of the segments.
+
+    From the manifest itself: nobody else has it yet, and a copy of each takes as long as to read it.
+    """
+    segments = ""
+    if isinstance(manifest.wal, _RowsWal):
+        segments = " ".join([row["name"] for row in manifest.wal.segments])
+        vars(manifest.wal).update(segments=(), markers=manifest.wal.markers[-1:])
+    if manifest.type != "base":
+        vars(manifest).update(file_size=manifest.total_size, files=(), evidence=None, archives=(),
+                              requirements=None, database=None, tool_versions={})  # fmt: skip
+    return segments
+
+
+def _with(fact: Fact, proofs: Mapping[str, ProofFact]) -> Fact:
     if not proofs:
         return fact
     values = {name: getattr(fact, name) for name in fact.__slots__}

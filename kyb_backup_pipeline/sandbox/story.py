@@ -35,7 +35,14 @@ from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.standing import Standing
 from kyb_backup_pipeline.engine.store import new_id
 from kyb_backup_pipeline.engine.wal import History
-from kyb_backup_pipeline.sandbox.invented import Stretch, listed, manifest_of, names, with_wal
+from kyb_backup_pipeline.sandbox.invented import (
+    Stretch,
+    listed,
+    manifest_of,
+    names,
+    segments_of,
+    with_wal,
+)
 
 LABEL = "story"
 NOTE = "invented by kyb-backup demo --story: it holds no data, and nothing was proved"
@@ -201,7 +208,7 @@ def _log(story: Story, dice: random.Random) -> None:
             newest.append(backup)
         story.backups.append(backup)
         story.proofs.append(_verified(backup, backup.completed_at + timedelta(seconds=1)))
-    story.lost = newest[-2].require_wal().segments[0].name
+    story.lost = newest[-1].require_wal().segments[0].name
 
 
 def _base(due: datetime, number: int, dice: random.Random) -> Manifest:
@@ -296,7 +303,7 @@ def _prune(story: Story) -> None:
     story.proofs = [p for p in story.proofs if p.backup_id not in gone or p.finished_at < now]
     story.pruned = PruneRecord(
         state="done", began_at=now, finished_at=now + timedelta(seconds=2), by=LABEL,
-        settings=settings.model_dump(), kept=kept_of(plan), deleted=tuple(gone_of(plan)),
+        settings=settings.model_dump(), kept=kept_of(plan), deleted=tuple(gone_of(plan, _sizes(before))),
     )  # fmt: skip
 
 
@@ -305,11 +312,15 @@ def _planned(
 ) -> Plan:
     newest_first = sorted(map(listed, backups), key=lambda b: b.require_manifest().completed_at,
                           reverse=True)  # fmt: skip
-    wal = [(s.name, s.size) for m in backups if m.wal for s in m.wal.segments]
     inventory = Inventory(
-        backups=newest_first, standings=dict(_standings(proofs)), holds={}, histories={1: History(1)}, wal=wal
+        backups=newest_first, standings=dict(_standings(proofs)), holds={}, histories={1: History(1)},
+        listed=segments_of(newest_first), wal=list(_sizes(backups)),
     )  # fmt: skip
     return plan_retention(inventory, settings, now)
+
+
+def _sizes(backups: Sequence[Manifest]) -> dict[str, int]:
+    return {s.name: s.size for m in backups if m.wal for s in m.wal.segments}
 
 
 def _standings(proofs: Sequence[Proof]) -> Iterator[tuple[str, Standing]]:
