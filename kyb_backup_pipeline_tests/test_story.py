@@ -22,8 +22,8 @@ from kyb_backup_pipeline.engine.retention import plan_retention
 from kyb_backup_pipeline.engine.settings import RetentionSettings, Settings
 from kyb_backup_pipeline.engine.store import FOLDERS, Repository
 from kyb_backup_pipeline.engine.survey import Survey
-from kyb_backup_pipeline.engine.wal import History
-from kyb_backup_pipeline.sandbox.invented import listed, manifest_of, publish
+from kyb_backup_pipeline.engine.wal import History, parse_lsn
+from kyb_backup_pipeline.sandbox.invented import MB, listed, manifest_of, names, publish
 from kyb_backup_pipeline.sandbox.story import Story, tell
 from kyb_backup_pipeline.sandbox.story_shelf import write_story
 from kyb_backup_pipeline_tests.running import Cli
@@ -147,6 +147,8 @@ def test_the_plan_is_never_refused_whenever_the_story_is_told() -> None:
         assert plan.refusal is None, now
         assert {d.backup.kind for d in plan.doomed} == {"full", "base", "incremental", "application_state"}  # fmt: skip
         newest = max(m.completed_at for m in story.backups if m.type == "incremental")
+        base = [m for m in story.backups if m.type == "base"][-1].require_wal()
+        assert story.lost > names([parse_lsn(base.start_lsn) // MB])[0]  # which the base has itself
         assert timedelta(hours=7) < now - newest < timedelta(hours=15)
 
 

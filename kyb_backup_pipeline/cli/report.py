@@ -10,7 +10,8 @@ from kyb_backup_pipeline.cli.session import Session, with_session
 from kyb_backup_pipeline.engine.errors import SettingsInvalid
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.report import as_document, make_report
-from kyb_backup_pipeline.engine.report_page import html_page, text_page
+from kyb_backup_pipeline.engine.report_page import html_page
+from kyb_backup_pipeline.engine.report_text import text_page
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.survey import Survey
 

@@ -25,7 +25,9 @@ from kyb_backup_pipeline.engine.health import ELSE, STALE, Health, look_at
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.metrics import write_metrics
 from kyb_backup_pipeline.engine.report import as_document, make_report
-from kyb_backup_pipeline.engine.report_page import headline, keep_report, markdown_page
+from kyb_backup_pipeline.engine.report_page import keep_report
+from kyb_backup_pipeline.engine.report_rows import headline
+from kyb_backup_pipeline.engine.report_text import markdown_page
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.survey import Survey

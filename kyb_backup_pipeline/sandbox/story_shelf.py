@@ -98,7 +98,8 @@ def _fill(story: Story, repository: Repository) -> None:
     repository.create()
     made_by_scripts, made = story.old_dump
     dump = f"-- {NOTE}\n".encode()
-    publish_as_old_scripts(repository, made_by_scripts, made, dump, label=LABEL)
+    publish_as_old_scripts(repository, made_by_scripts, made, dump, label=LABEL,
+                           file_size=story.old_dump_size)  # fmt: skip
     for name in story.old_archives:
         archive_as_old_scripts(repository, name, dump)
     store_segments(repository, story.segments)
