@@ -67,7 +67,7 @@ def series(
     left, right, top, bottom = 48, 12, 24, 26
     first, last = points[0][0], points[-1][0]
     seconds = max((last - first).total_seconds(), 1)
-    factor, name = _scale(max(value for _, value in points), unit)
+    factor, name = scale(max(value for _, value in points), unit)
     ticks = list(_ticks(max(value for _, value in points) / factor))
     plot_w, plot_h = _WIDTH - left - right, height - top - bottom
 
@@ -98,7 +98,7 @@ def series(
     return _svg(height, words, parts)
 
 
-def _scale(most: float, unit: str) -> tuple[float, str]:
+def scale(most: float, unit: str) -> tuple[float, str]:
     """What to divide by, and what the unit is then called."""
     scales = {"B": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")),
               "s": ((10_800, "h"), (180, "min"), (1, "s"))}  # fmt: skip

@@ -5,6 +5,7 @@ writing or the end of a table's cell. All that is shown for what it is. What HTM
 """
 
 import re
+from typing import Any
 
 _MARKUP = re.compile(r"([\\`*~\[\]|])")
 
@@ -21,6 +22,11 @@ def markdown_text(text: str) -> str:
     """The same in Markdown: no cell of a table ends early, no tag, link or picture is made."""
     line = printable(text).replace("&", "&amp;").replace("<", "&lt;")
     return _MARKUP.sub(r"\\\1", line)
+
+
+def shown(value: Any) -> Any:
+    """What a template puts in (its ``finalize``), before it is escaped; our own markup stays."""
+    return value if hasattr(value, "__html__") else printable(str(value))
 
 
 def _named(character: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kyb_backup_pipeline.engine import pictures
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
-from kyb_backup_pipeline.engine.printable import printable
+from kyb_backup_pipeline.engine.printable import shown
 from kyb_backup_pipeline.engine.report import Report, as_document, days_of
 from kyb_backup_pipeline.engine.report_rows import (
     backup_row,
@@ -36,9 +36,7 @@ def html_page(report: Report) -> str:
     """The page."""
     from jinja2 import Environment
 
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown
-    )
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=shown)
     source = (
         files("kyb_backup_pipeline.engine").joinpath("templates/report.html").read_text("utf-8")
     )
@@ -137,8 +135,3 @@ def _safe(svg: str) -> Any:
     from markupsafe import Markup
 
     return Markup(svg)  # our own: its words are escaped where it is drawn
-
-
-def _shown(value: Any) -> Any:
-    """What the template puts in: text of others in one line, without what nobody sees."""
-    return value if hasattr(value, "__html__") else printable(str(value))
