@@ -155,6 +155,7 @@ def test_the_plan_is_never_refused_whenever_the_story_is_told() -> None:
 def test_the_report_of_it_keeps_its_limits(told: Settings) -> None:
     report = make_report(told, Survey(Repository(told.repository)), now=NOW)
     page = html_page(report)
+    assert "invented_backups</p>" in page  # at its top
     assert len(page.encode()) < 2_000_000
     tests = as_document(report)["restore_tests"]
     assert {test["verdict"] for test in tests} == {"passed", "failed", "could_not_verify"}
@@ -193,7 +194,7 @@ def test_what_is_no_story_is_not_replaced(story: Story, tmp_path: Path) -> None:
     assert (folder / "precious").read_text() == "mine"
     mixed = write_story(last_days(story), tmp_path / "mixed").parent
     real = manifest_of("full", "backup_of_mine", NOW)
-    publish(Repository(mixed / "backups"), real, {"content": b"mine"})
+    publish(Repository(mixed / "invented_backups"), real, {"content": b"mine"})
     with pytest.raises(Refused, match="backup_of_mine is no story"):
         write_story(story, mixed)
-    assert (mixed / "backups/database/full/backup_of_mine/content").read_bytes() == b"mine"
+    assert (mixed / "invented_backups/database/full/backup_of_mine/content").read_bytes() == b"mine"

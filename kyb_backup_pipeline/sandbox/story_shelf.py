@@ -29,7 +29,7 @@ from kyb_backup_pipeline.sandbox.invented import (
 from kyb_backup_pipeline.sandbox.story import LABEL, NOTE, Story
 
 SETTINGS_FILE = "kyb_backup.toml"
-_REPOSITORY = "backups"
+_REPOSITORY = "invented_backups"
 _MARK = "THIS-IS-A-STORY.txt"
 _SETTINGS = f"""\
 # {NOTE}.
