@@ -27,8 +27,8 @@ up: setup
 down: setup
 	$(BIN)/kyb-backup down
 
-# What others must be able to do with what we make: open archives, read metrics, rules and units.
-PEERS = age gpg zstd jq curl unshare systemd-analyze promtool
+# What others must be able to do with what we make: open archives, read metrics, rules, units and pages.
+PEERS = age gpg zstd jq curl unshare systemd-analyze promtool chromium
 peers:
 	@missing=$$(for p in $(PEERS); do command -v $$p >/dev/null || echo $$p; done | sed -e s/gpg/gnupg/ -e s/unshare/util-linux/ -e s/systemd-analyze/systemd/ -e s/promtool/prometheus/); \
 	if [ -n "$$missing" ]; then \

@@ -194,6 +194,29 @@ def test_the_report_is_in_the_ui_and_in_the_repository(
     assert "first" in page.read_text()
     document = json.loads(page.with_suffix(".json").read_text())
     assert document["backups"][0]["id"] == "first"
+    assert "to nobody" in str(seen["mailed"].value)
+
+
+def test_the_report_goes_by_mail_and_is_made_also_where_one_does_not_take_it(
+    instance: dg.DagsterInstance,
+    engine: EngineResource,
+    file: Path,
+    mail: MailServer,
+    settings: Settings,
+) -> None:
+    Repository(settings.repository).create()
+    wanted = 'report_email = ["audit@example.org", "gone@example.org"]'
+    file.write_text(file.read_text().replace("[alerts]", f"[alerts]\n{wanted}"))
+    mail.verdicts["gone@example.org"] = "550 no such user"
+    result = run(instance, engine, "health_report_job")
+    assert result.success
+    (event,) = result.get_asset_materialization_events()
+    said = str(event.materialization.metadata["mailed"].value)
+    assert "audit@example.org: taken by" in said
+    assert "550 no such user" in said
+    (report,) = mail.to("audit@example.org")
+    assert "there has never been a full backup" in body(report, "plain")
+    assert subjects(mail) == []
 
 
 def test_every_trouble_belongs_to_one_of_the_two_sensors() -> None:

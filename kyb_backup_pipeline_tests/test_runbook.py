@@ -44,6 +44,7 @@ _IN_ORDER = [
     "kyb-backup backup incremental",
     "kyb-backup status",
     "kyb-backup report --html FILE",
+    "kyb-backup report --mail",
     "kyb-backup list",
     "kyb-backup show ID",
     "kyb-backup verify ID",

@@ -23,8 +23,15 @@ from kyb_backup_pipeline.engine.retention import plan_retention
 from kyb_backup_pipeline.engine.settings import RetentionSettings, Settings
 from kyb_backup_pipeline.engine.store import FOLDERS, Repository
 from kyb_backup_pipeline.engine.survey import Survey
-from kyb_backup_pipeline.engine.wal import History
-from kyb_backup_pipeline.sandbox.invented import listed, manifest_of, publish, segments_of
+from kyb_backup_pipeline.engine.wal import History, parse_lsn
+from kyb_backup_pipeline.sandbox.invented import (
+    MB,
+    listed,
+    manifest_of,
+    names,
+    publish,
+    segments_of,
+)
 from kyb_backup_pipeline.sandbox.story import Story, tell
 from kyb_backup_pipeline.sandbox.story_shelf import write_story
 from kyb_backup_pipeline_tests.running import Cli
@@ -148,12 +155,15 @@ def test_the_plan_is_never_refused_whenever_the_story_is_told() -> None:
         assert plan.refusal is None, now
         assert {d.backup.kind for d in plan.doomed} == {"full", "base", "incremental", "application_state"}  # fmt: skip
         newest = max(m.completed_at for m in story.backups if m.type == "incremental")
+        base = [m for m in story.backups if m.type == "base"][-1].require_wal()
+        assert story.lost > names([parse_lsn(base.start_lsn) // MB])[0]  # which the base has itself
         assert timedelta(hours=7) < now - newest < timedelta(hours=15)
 
 
 def test_the_report_of_it_keeps_its_limits(told: Settings) -> None:
     report = make_report(told, Survey(Repository(told.repository)), now=NOW)
     page = html_page(report)
+    assert "invented_backups</p>" in page  # at its top
     assert len(page.encode()) < 2_000_000
     tests = as_document(report)["restore_tests"]
     assert {test["verdict"] for test in tests} == {"passed", "failed", "could_not_verify"}
@@ -192,7 +202,7 @@ def test_what_is_no_story_is_not_replaced(story: Story, tmp_path: Path) -> None:
     assert (folder / "precious").read_text() == "mine"
     mixed = write_story(last_days(story), tmp_path / "mixed").parent
     real = manifest_of("full", "backup_of_mine", NOW)
-    publish(Repository(mixed / "backups"), real, {"content": b"mine"})
+    publish(Repository(mixed / "invented_backups"), real, {"content": b"mine"})
     with pytest.raises(Refused, match="backup_of_mine is no story"):
         write_story(story, mixed)
-    assert (mixed / "backups/database/full/backup_of_mine/content").read_bytes() == b"mine"
+    assert (mixed / "invented_backups/database/full/backup_of_mine/content").read_bytes() == b"mine"

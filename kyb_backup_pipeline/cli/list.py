@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.engine.printable import printable
 from kyb_backup_pipeline.engine.recovery_plan import coverages
 from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
 from kyb_backup_pipeline.engine.wal import ranges
@@ -82,7 +83,7 @@ def _table(lines: list[dict[str, Any]]) -> None:
             "" if line["size_bytes"] is None else size(line["size_bytes"]),
             _state(line["verification"]),
             _state(line["restore_test"]) if line["kind"] in _RESTORE_TESTED else "",
-            line.get("problem") or line.get("label", ""),
+            printable(line.get("problem") or line.get("label", "")),
         )
         for line in lines
     ]

@@ -12,6 +12,7 @@ from kyb_backup_pipeline.engine.errors import ProofFailed
 from kyb_backup_pipeline.engine.figures import KindHealth
 from kyb_backup_pipeline.engine.health import ELSE, STALE, Health, look_at
 from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.printable import printable
 from kyb_backup_pipeline.engine.report import health_document
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
@@ -83,11 +84,11 @@ def _show(health: Health) -> None:
         click.echo(f"room            {size(health.space.free)} free{until}")
     for trouble in health.troubles:
         click.secho(f"\n{trouble.severity:<9}", fg=_COLOURS[trouble.severity], nl=False)
-        click.echo(trouble.title)
+        click.echo(printable(trouble.title))
         if trouble.text:
-            click.echo(f"         {trouble.text}")
+            click.echo(f"         {printable(trouble.text)}")
         if trouble.hint:
-            click.echo(f"         HINT: {trouble.hint}")
+            click.echo(f"         HINT: {printable(trouble.hint)}")
     if not health.troubles:
         click.secho("\nall is well", fg="green")
 

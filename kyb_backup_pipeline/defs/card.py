@@ -6,10 +6,10 @@ database; what would be markup in them is escaped.
 
 import base64
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from kyb_backup_pipeline.engine.manifest import Finding, Proof
+from kyb_backup_pipeline.engine.printable import markdown_text
 
 _VERDICTS = {
     "passed": "Passed",
@@ -37,9 +37,9 @@ _MOST = 20
 
 def restore_test_card(proof: Proof) -> str:
     """The card, as markdown."""
-    parts = [f"## {_VERDICTS[proof.verdict]}: {text(proof.summary)}"]
+    parts = [f"## {_VERDICTS[proof.verdict]}: {markdown_text(proof.summary)}"]
     if proof.hint:
-        parts.append(f"**What to do:** {text(proof.hint)}")
+        parts.append(f"**What to do:** {markdown_text(proof.hint)}")
     parts.append(_what_was_proved(proof))
     if proof.findings:
         parts += ["### What differs", findings_table(proof.findings)]
@@ -66,14 +66,15 @@ def _what_was_proved(proof: Proof) -> str:
 def findings_table(findings: Sequence[Finding]) -> str:
     """The first twenty findings as a table, and how many more there are."""
     shown = table(
-        ("Object", "Finding"), [(text(f.object), text(f.message)) for f in findings[:_MOST]]
+        ("Object", "Finding"),
+        [(markdown_text(f.object), markdown_text(f.message)) for f in findings[:_MOST]],
     )
     return shown if len(findings) <= _MOST else f"{shown}\n\n… and {len(findings) - _MOST} more"
 
 
 def bullets(lines: Sequence[str]) -> str:
     """The first twenty lines as a list, and how many more there are."""
-    shown = [f"- {text(line)}" for line in lines[:_MOST]]
+    shown = [f"- {markdown_text(line)}" for line in lines[:_MOST]]
     if len(lines) > _MOST:
         shown.append(f"- … and {len(lines) - _MOST} more")
     return "\n".join(shown)
@@ -95,12 +96,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are markdown already."""
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
-
-
-def text(raw: str) -> str:
-    """One line of plain text: no cell of a table ends early, no tag, link or picture is made."""
-    line = " ".join(raw.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
 
 
 def _label(step: str) -> str:

@@ -24,8 +24,11 @@ from kyb_backup_pipeline.engine.alert_channels import Delivery
 from kyb_backup_pipeline.engine.health import ELSE, STALE, Health, look_at
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.metrics import write_metrics
-from kyb_backup_pipeline.engine.report import as_document, make_report
-from kyb_backup_pipeline.engine.report_page import headline, keep_report, markdown_page
+from kyb_backup_pipeline.engine.report import Report, as_document, make_report
+from kyb_backup_pipeline.engine.report_mail import mail_report
+from kyb_backup_pipeline.engine.report_page import keep_report
+from kyb_backup_pipeline.engine.report_rows import headline
+from kyb_backup_pipeline.engine.report_text import markdown_page
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.survey import Survey
@@ -165,7 +168,8 @@ def failed_check_alert(context: dg.RunStatusSensorContext, engine: EngineResourc
     kinds={"python"},
     tags=_TAGS,
     description="How the backups stand and stood: findings first, each kind, pictures. The page lies in the "
-    "repository, in monitoring/reports; kyb-backup report makes the same at any time.",
+    "repository, in monitoring/reports, and goes to alerts.report_email; kyb-backup report makes the same at any "
+    "time.",
 )
 def health_report(
     context: dg.AssetExecutionContext, engine: EngineResource
@@ -174,12 +178,14 @@ def health_report(
         settings = engine.settings()
         report = make_report(settings, Survey(Repository(settings.repository)), now=utc_now())
         path = keep_report(settings.repository, report)
+        mailed = _mail(settings, report)
     document = as_document(report)
     return dg.MaterializeResult(
         metadata={
             "headline": headline(report.health),
             "report": dg.MetadataValue.md(markdown_page(report)),
             "page": dg.MetadataValue.path(path),
+            "mailed": mailed,
             "troubles": len(report.health.troubles),
             "backups": len(report.facts),
             "recovery_time_seconds": report.health.recovery_time or 0.0,
@@ -187,6 +193,16 @@ def health_report(
             "free_bytes": report.health.space.free,
         }
     )
+
+
+def _mail(settings: Settings, report: Report) -> str:
+    """Send it where somebody is to have it. Who did not take it is in the log and in the metadata: the report
+    is made all the same.
+    """
+    if not settings.alerts.report_email:
+        return "to nobody: alerts.report_email is not set"
+    sent = mail_report(settings, report, now=report.health.at)
+    return "; ".join(f"{each.channel}: {each.answer}" for each in sent)
 
 
 health_report_job = dg.define_asset_job(

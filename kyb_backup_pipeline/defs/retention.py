@@ -11,10 +11,11 @@ from typing import Any
 
 import dagster as dg
 
-from kyb_backup_pipeline.defs.card import table, text
+from kyb_backup_pipeline.defs.card import table
 from kyb_backup_pipeline.defs.proof_view import engine_errors
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
 from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.printable import markdown_text
 from kyb_backup_pipeline.engine.prune import PruneWish, prune, wal_lines
 from kyb_backup_pipeline.engine.prune_records import PruneRecord
 from kyb_backup_pipeline.engine.retention import Plan
@@ -68,7 +69,7 @@ def _decisions(record: PruneRecord, plan: Plan) -> str:
 
 
 def _shown(rows: Sequence[tuple[str, str, str]]) -> str:
-    shown = [(what, text(name), text(why)) for what, name, why in rows[:_MOST]]
+    shown = [(what, markdown_text(name), markdown_text(why)) for what, name, why in rows[:_MOST]]
     more = f"\n\n… and {len(rows) - _MOST} more" if len(rows) > _MOST else ""
     return table(("", "Backup", "Why"), shown) + more
 

@@ -22,14 +22,14 @@ _URL_HINT = "alerts.channels: https://appriseit.com/services/ has the form of ea
 
 def alert_channels(settings: AlertSettings) -> Iterator[Line]:
     """A line for the mail server, and one for each other channel."""
+    addresses = tuple(dict.fromkeys((*settings.email, *settings.report_email)))
     if not channels(settings):
         yield Line("warning", "alerts", "nobody is told of troubles: no channel is set",
                    "ALERT_EMAIL, or alerts.channels; docs/settings.md")  # fmt: skip
-        return
     brief = settings.model_copy(update={"timeout": min(settings.timeout, _PATIENCE)})
     looks: dict[str, Callable[[], str]] = {}
-    if settings.email:
-        looks[_MAIL] = lambda: f"{greet(brief)}, for {', '.join(settings.email)}"
+    if addresses:
+        looks[_MAIL] = lambda: f"{greet(brief)}, for {', '.join(addresses)}"
     for channel in settings.channels:
         if channel.url is not None:
             load_apprise()

@@ -7,12 +7,12 @@ import contextlib
 import smtplib
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
 
-from kyb_backup_pipeline.engine.alert_text import Message
+from kyb_backup_pipeline.engine.alert_text import Attachment, Message
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.settings import AlertSettings
 
@@ -36,9 +36,24 @@ def send_mail(settings: AlertSettings, to: str, message: Message, now: datetime)
     mail["Auto-Submitted"] = "auto-generated"
     mail.set_content(message.text, cte="quoted-printable")
     mail.add_alternative(message.html, subtype="html", cte="quoted-printable")
+    _attach(mail, message.attachments)
     with _session(settings) as smtp:
         smtp.send_message(mail)
     return "taken by " + settings.smtp
+
+
+def _attach(mail: EmailMessage, attachments: Iterable[Attachment]) -> None:
+    """Put pictures beside the HTML that shows them, anything else behind all of it."""
+    html = mail.get_body(("html",))
+    for attachment in attachments:
+        maintype, _, subtype = attachment.type.partition("/")
+        if attachment.cid is not None and html is not None:
+            html.add_related(attachment.content, maintype, subtype, cid=f"<{attachment.cid}>",
+                             filename=attachment.name, disposition="inline")  # fmt: skip
+        else:
+            params = {"charset": "utf-8"} if maintype == "text" else {}
+            mail.add_attachment(attachment.content, maintype, subtype, filename=attachment.name,
+                                params=params)  # fmt: skip
 
 
 def greet(settings: AlertSettings) -> str:

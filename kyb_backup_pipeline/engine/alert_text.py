@@ -61,13 +61,26 @@ class News:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attachment:
+    """A file that goes with a mail; a picture of its HTML part where it has a ``cid``."""
+
+    name: str
+    content: bytes
+    type: str
+    cid: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Message:
-    """What one channel gets. ``worst`` is None where there is nothing left but good news."""
+    """What one channel gets. ``worst`` is None where there is nothing left but good news. Attachments are for
+    mail only.
+    """
 
     subject: str
     text: str
     html: str
     worst: Severity | None
+    attachments: tuple[Attachment, ...] = ()
 
 
 KindOf = Callable[[str], Kind | None]

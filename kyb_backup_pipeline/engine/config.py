@@ -171,6 +171,7 @@ _LIST_KEYS: Mapping[tuple[str, ...], Callable[[str], Any]] = {
     ("recovery", "stop_server_command"): shlex.split,
     ("recovery", "start_server_command"): shlex.split,
     ("alerts", "email"): _by_comma,
+    ("alerts", "report_email"): _by_comma,
     ("alerts", "channels"): json.loads,
 }
 """How lists are written in one variable: commands as for a shell, tables as JSON, all else with commas."""

@@ -25,12 +25,15 @@ _PRUNES = 30
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreTest:
-    """One restore test; ``seconds`` is the recovery time, where it came so far."""
+    """One restore test; ``seconds`` is the recovery time, where it came so far, ``in_time`` whether it was
+    a recovery to a moment.
+    """
 
     backup_id: str
     at: datetime
     verdict: Verdict
     seconds: float | None
+    in_time: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,8 @@ def _tests(records: ProofRecords, since: datetime) -> list[RestoreTest]:
             proof = records.read(path)
             found.append(
                 RestoreTest(backup_id=proof.backup_id, at=proof.finished_at, verdict=proof.verdict,
-                     seconds=proof.figures.get("recovery_seconds"))
+                     seconds=proof.figures.get("recovery_seconds"),
+                     in_time="markers_committed" in proof.figures or "unpack" in proof.steps)
             )  # fmt: skip
     return found
 

@@ -235,9 +235,12 @@ class AlertSettings(_Section):
 
     ``timeout`` is for one channel to take a message. ``remind_after`` is the time after which a trouble that
     is still there is told again; ``settle`` is how long it must be gone before it is said to be over.
+    ``report_email`` gets the health report each day, with the page attached where ``report_page``.
     """
 
     email: tuple[Annotated[str, Field(pattern=r"^[^\s,<>\"]+$")], ...] = ()
+    report_email: tuple[Annotated[str, Field(pattern=r"^[^\s,<>\"]+$")], ...] = ()
+    report_page: bool = True
     email_from: NonEmpty | None = None
     email_minimum: Severity = "warning"
     smtp: Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/@]+)(:[0-9]{1,5})?$")] = (

@@ -147,10 +147,10 @@ def publish_as_old_scripts(repository: Repository, name: str, made: datetime, du
     folder.mkdir(mode=0o700, parents=True)
     write_durably(folder / "database.sql.gz", dump)
     manifest = Manifest.model_validate({
-        "backup_id": name, "timestamp": made, "type": "full", **more,
+        "backup_id": name, "timestamp": made, "type": "full",
         "database": {"host": "localhost", "port": "5432", "name": "kyb", "user": "kyb"},
         "backup_file": f"/elsewhere/{name}/database.sql.gz", "file_size": str(len(dump)),
-        "checksum": _sha256(dump),
+        "checksum": _sha256(dump), **more,
     })  # fmt: skip
     write_durably(folder / MANIFEST, write_json(manifest))
     return folder

@@ -78,6 +78,7 @@ class Story:
     failures: list[tuple[Kind, str, KybError, datetime]] = field(default_factory=list)
     holds: list[Hold] = field(default_factory=list)
     old_dump: tuple[str, datetime] = ("", datetime.min)
+    old_dump_size: int = 0
     old_archives: list[str] = field(default_factory=list)
     lost: str = ""
     leftover: str = ""
@@ -98,7 +99,7 @@ def tell(now: datetime, seed: int = 1) -> Story:
     _safety(story, dice)
     _log(story, dice)
     _archives(story, dice)
-    _old_scripts(story)
+    _old_scripts(story, dice)
     story.backups.sort(key=lambda m: (m.completed_at, m.backup_id))
     _verify_all(story)
     _recoveries(story, dice)
@@ -258,10 +259,11 @@ def _archive(
     )  # fmt: skip
 
 
-def _old_scripts(story: Story) -> None:
+def _old_scripts(story: Story, dice: random.Random) -> None:
     nights = _due(story.now, time(2), max(_OLD_ARCHIVES) + 1)
     made = nights[_OLD_SCRIPTS] - timedelta(hours=5)
     story.old_dump = (f"{LABEL}_old_script_{made:%Y%m%d_%H%M%S}", made)
+    story.old_dump_size = round(_size_at(DAYS - _OLD_SCRIPTS, made, dice) * 1.1)  # gzip
     story.old_archives = [f"{LABEL}_config_{nights[age]:%Y%m%d_%H%M%S}" for age in _OLD_ARCHIVES]
     story.leftover = new_id("backup", nights[2] + timedelta(hours=7))
 

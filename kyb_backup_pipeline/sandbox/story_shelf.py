@@ -29,7 +29,7 @@ from kyb_backup_pipeline.sandbox.invented import (
 from kyb_backup_pipeline.sandbox.story import LABEL, NOTE, Story
 
 SETTINGS_FILE = "kyb_backup.toml"
-_REPOSITORY = "backups"
+_REPOSITORY = "invented_backups"
 _MARK = "THIS-IS-A-STORY.txt"
 _SETTINGS = f"""\
 # {NOTE}.
@@ -98,7 +98,8 @@ def _fill(story: Story, repository: Repository) -> None:
     repository.create()
     made_by_scripts, made = story.old_dump
     dump = f"-- {NOTE}\n".encode()
-    publish_as_old_scripts(repository, made_by_scripts, made, dump, label=LABEL)
+    publish_as_old_scripts(repository, made_by_scripts, made, dump, label=LABEL,
+                           file_size=story.old_dump_size)  # fmt: skip
     for name in story.old_archives:
         archive_as_old_scripts(repository, name, dump)
     store_segments(repository, story.segments)
