@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.engine.collecting import without_collecting
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.prune import PruneWish, check_clock, look, prune, wal_lines
@@ -60,11 +61,12 @@ def command(
     if full_days is not None:
         retention = retention.model_copy(update={"full_days": full_days})
     repository = Repository(settings.repository)
-    plan = look(repository, retention, utc_now())
-    if dry_run and as_json:
-        _print(_lines(plan, repository.wal.sizes([*plan.doomed_wal, *plan.kept_wal])))
-    elif not as_json:
-        _show(plan)
+    with without_collecting():
+        plan = look(repository, retention, utc_now())
+        if dry_run and as_json:
+            _print(_lines(plan, repository.wal.sizes([*plan.doomed_wal, *plan.kept_wal])))
+        elif not as_json:
+            _show(plan)
     if dry_run:
         check_clock(plan, despite=despite_clock)
         return
@@ -102,13 +104,15 @@ def _print(lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _show(plan: Plan) -> None:
-    lines = _lines(plan, {})
-    for line in lines:
-        what = "keep  " if line["keep"] else "delete"
-        of = f"  {line['count']} WAL files" if line["kind"] == "wal" else ""
-        click.echo(f"{what}  {line['id']}{of}  ({line['why']})")
-    if not lines:
-        click.echo("nothing to decide: there are no backups")
+    lines = [
+        f"{'keep  ' if line['keep'] else 'delete'}  {line['id']}{_of(line)}  ({line['why']})"
+        for line in _lines(plan, {})
+    ]
+    click.echo("\n".join(lines) or "nothing to decide: there are no backups")
+
+
+def _of(line: Mapping[str, Any]) -> str:
+    return f"  {line['count']} WAL files" if line["kind"] == "wal" else ""
 
 
 def _lines(plan: Plan, sizes: Mapping[str, int]) -> Sequence[dict[str, Any]]:

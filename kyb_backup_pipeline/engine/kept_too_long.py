@@ -94,6 +94,8 @@ def _of_kind(seen: Inventory, kind: Kind, overdue: Sequence[Backup], now: dateti
 def _of_log(seen: Inventory, days: int, now: datetime) -> Iterator[Trouble]:
     """Chains and WAL that would go if nothing were wrong."""
     log = [b for b in seen.backups if b.kind in _LOG]
+    if all(_well(seen, backup) for backup in log):
+        return  # the plan is what it would be
     now_kept = {
         d.backup.backup_id for d in plan_log(replace(seen, wal=()), days, now).backups if d.keep
     }
@@ -113,6 +115,16 @@ def _of_log(seen: Inventory, days: int, now: datetime) -> Iterator[Trouble]:
         "it back from a copy, or remove its folder when you have looked at it",
         backup_id=oldest.backup_id,
     )  # fmt: skip
+
+
+def _well(seen: Inventory, backup: Backup) -> bool:
+    return (
+        _wrong(seen, backup) is None
+        and seen.standing(backup).verified
+        and backup.manifest is not None
+        and backup.manifest.wal is not None
+        and seen.histories.get(backup.manifest.wal.timeline) is not None
+    )
 
 
 def _cured(seen: Inventory, log: Sequence[Backup]) -> Inventory:

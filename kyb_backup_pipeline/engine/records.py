@@ -48,15 +48,15 @@ class ProofRecords:
         """All records of a backup, the oldest first."""
         return [self.read(path) for path in self._files(backup_id)]
 
-    def newest_first(self, backup_id: str) -> list[Path]:
-        """The files of all records of a backup, the newest first. Raises OSError for a closed folder."""
+    def newest_first(self, backup_id: str) -> list[str]:
+        """The names of all records of a backup, the newest first. Raises OSError for a closed folder."""
         try:
-            names = os.listdir(self.root / backup_id)
+            names = os.listdir(f"{self.root}/{backup_id}")
         except FileNotFoundError:
             return []
         found = [name for name in names if _RECORD.fullmatch(name)]
         found.sort(key=lambda name: name.rpartition("_")[2], reverse=True)
-        return [self.root / backup_id / name for name in found]
+        return found
 
     def latest(self, backup_id: str) -> dict[str, Proof]:
         """The newest record of each proof, by name (``verification``, ``restore_test``)."""
@@ -82,7 +82,7 @@ class ProofRecords:
                             found.append((order, Path(folder.path, name)))
         return [path for _, path in sorted(found)]
 
-    def read(self, path: Path) -> Proof:
+    def read(self, path: Path | str) -> Proof:
         """Read one record."""
         return Proof.model_validate_json(read_whole(path))
 

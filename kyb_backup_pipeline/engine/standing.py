@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from kyb_backup_pipeline.engine.manifest import Proof
 from kyb_backup_pipeline.engine.records import ProofRecords
@@ -40,9 +39,10 @@ def proved(records: ProofRecords, backup_id: str) -> Proved:
     """
     latest: dict[str, Proof] = {}
     try:
-        paths = records.newest_first(backup_id)
-        verified = _passed(records, paths, "verification", latest)
-        tested = _passed(records, paths, "restore_test", latest)
+        names = records.newest_first(backup_id)
+        place = f"{records.root}/{backup_id}"
+        verified = _passed(records, place, names, "verification", latest)
+        tested = _passed(records, place, names, "restore_test", latest)
     except (OSError, ValueError) as error:
         _log.warning("the records of %s cannot be read: %s", backup_id, error)
         return Proved(standing=Standing(trouble="the records of its proofs cannot be read"))
@@ -54,12 +54,12 @@ def proved(records: ProofRecords, backup_id: str) -> Proved:
 
 
 def _passed(
-    records: ProofRecords, paths: list[Path], proof: str, latest: dict[str, Proof]
+    records: ProofRecords, place: str, names: list[str], proof: str, latest: dict[str, Proof]
 ) -> bool | None:
     """Whether the newest proof of a kind that could tell passed; None where none could."""
-    for path in paths:
-        if path.name.startswith(f"{proof}_"):
-            record = records.read(path)
+    for name in names:
+        if name.startswith(f"{proof}_"):
+            record = records.read(f"{place}/{name}")
             latest.setdefault(proof, record)
             if record.verdict != "could_not_verify":
                 return record.verdict == "passed"

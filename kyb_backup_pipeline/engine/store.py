@@ -265,13 +265,14 @@ class Repository:
         """Folders that are no backups: partial ones, and those without a manifest."""
         found = []
         for place in dict.fromkeys(FOLDERS.values()):
-            for folder in _folders(self.root / place):
-                if folder.name == _WAL:
+            for path in _folders(self.root / place):
+                name = os.path.basename(path)
+                if name == _WAL:
                     continue
-                partial = folder.name.startswith(".") and folder.name.endswith(_PARTIAL)
-                if partial or not (folder.name.startswith(".") or _has_manifest(folder)):
-                    modified = datetime.fromtimestamp(folder.stat().st_mtime).astimezone()
-                    found.append(Leftover(folder=folder, partial=partial, modified=modified))
+                partial = name.startswith(".") and name.endswith(_PARTIAL)
+                if partial or not (name.startswith(".") or _has_manifest(path)):
+                    modified = datetime.fromtimestamp(os.stat(path).st_mtime).astimezone()
+                    found.append(Leftover(folder=Path(path), partial=partial, modified=modified))
         return found
 
     @contextlib.contextmanager
@@ -412,8 +413,12 @@ class Repository:
 
     def entries(self, kind: Kind) -> list[Path]:
         """What lies in the folder of a kind and may be a backup: folders, and old encrypted files."""
-        folders = [folder for folder in _folders(self.folder(kind)) if _ID.fullmatch(folder.name)]
-        return folders + [path for path in self._legacy_entries(kind) if not path.is_dir()]
+        return [Path(path) for path in self.places(kind)]
+
+    def places(self, kind: Kind) -> list[str]:
+        """The same as strings, for whoever looks at all of them again and again."""
+        folders = [p for p in _folders(self.folder(kind)) if _ID.fullmatch(os.path.basename(p))]
+        return folders + [str(path) for path in self._legacy_entries(kind) if not path.is_dir()]
 
     def _legacy_entries(self, kind: Kind) -> list[Path]:
         """Backups of files that the old scripts made: folders of state, encrypted files."""
@@ -509,10 +514,10 @@ def _kind_by_name(kind: Kind, name: str) -> Kind:
     return "base" if name.startswith("base_") else "incremental"
 
 
-def _has_manifest(folder: Path) -> bool:
-    return (folder / MANIFEST).exists() or (
-        str(folder.parent).endswith(FOLDERS["application_state"])
-        and (folder / legacy.METADATA).exists()
+def _has_manifest(folder: str) -> bool:
+    return os.path.exists(f"{folder}/{MANIFEST}") or (
+        os.path.dirname(folder).endswith(FOLDERS["application_state"])
+        and os.path.exists(f"{folder}/{legacy.METADATA}")
     )
 
 
@@ -525,10 +530,11 @@ def _is_folder(path: Path) -> bool:
         raise _closed(path.parent) from error
 
 
-def _folders(place: Path) -> list[Path]:
+def _folders(place: Path) -> list[str]:
+    """The folders in a folder, in the order of their names; as strings, for there may be 10,000."""
     try:
         with os.scandir(place) as entries:
-            return [Path(path) for path in sorted(e.path for e in entries if e.is_dir())]
+            return sorted(entry.path for entry in entries if entry.is_dir())
     except FileNotFoundError:
         return []
     except PermissionError as error:

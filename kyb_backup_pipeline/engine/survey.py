@@ -116,13 +116,14 @@ class Read:
     backup: Backup
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Proofs:
-    """The proofs of one backup as they were read."""
+    """The proofs of one backup as they were read; ``joined`` with which fact to what."""
 
     stamp: Stamp
     facts: Mapping[str, ProofFact]
     standing: Standing
+    joined: tuple[Fact, Fact] | tuple[None, None] = (None, None)
 
 
 @dataclass
@@ -134,19 +135,24 @@ class Survey:
 
     repository: Repository
     once: bool = False
-    _read: dict[Path, Read] = field(default_factory=dict)
+    _read: dict[str, Read] = field(default_factory=dict)
     _proofs: dict[str, _Proofs] = field(default_factory=dict)
     _coverage: tuple[object, tuple[Coverage, ...]] | None = None
 
     def look(self) -> list[Fact]:
         """All backups, the newest first; those that cannot be read come last."""
         self.refresh()
-        found = [
-            _with(read.fact, proofs.facts if proofs else {})
-            for read in self._read.values()
-            for proofs in [self._proofs.get(read.fact.backup_id)]
-        ]
+        found = [self._joined(read.fact) for read in self._read.values()]
         return sorted(found, key=lambda f: f.at.timestamp() if f.at else 0.0, reverse=True)
+
+    def _joined(self, fact: Fact) -> Fact:
+        """A fact with its proofs, made anew where one of them was."""
+        proofs = self._proofs.get(fact.backup_id)
+        if proofs is None or not proofs.facts:
+            return fact
+        if proofs.joined[0] is not fact:
+            proofs.joined = (fact, _with(fact, proofs.facts))
+        return proofs.joined[1]
 
     def coverage(self) -> tuple[Coverage, ...]:
         """What the newest base backup and the log behind it lead to, as of the last look."""
@@ -191,23 +197,23 @@ class Survey:
     def _refresh(self) -> None:
         if not any(self.repository.folder(kind).is_dir() for kind in FOLDERS):
             raise NotFound(f"there is no repository at {self.repository.root}")
-        there: dict[Path, Read] = {}
-        for kind, folder in self._entries():
-            stamp = () if self.once else _manifest_stamp(folder)
-            known = self._read.get(folder)
+        there: dict[str, Read] = {}
+        for kind, place in self._entries():
+            stamp = () if self.once else _manifest_stamp(place)
+            known = self._read.get(place)
             if known is None or known.stamp != stamp or not stamp:
-                read = read_slim(self.repository, kind, folder, stamp)
+                read = read_slim(self.repository, kind, Path(place), stamp)
                 if read is None:
                     continue
                 known = read
-            there[folder] = known
+            there[place] = known
         self._read = there
 
-    def _entries(self) -> Iterator[tuple[Kind, Path]]:
+    def _entries(self) -> Iterator[tuple[Kind, str]]:
         kinds = {FOLDERS[kind]: kind for kind in reversed(tuple(FOLDERS))}
         for kind in kinds.values():
-            for folder in self.repository.entries(kind):
-                yield kind, folder
+            for place in self.repository.places(kind):
+                yield kind, place
 
     def _refresh_proofs(self) -> None:
         records = self.repository.records
@@ -224,12 +230,12 @@ class Survey:
         self._proofs = there
 
 
-def _manifest_stamp(folder: Path) -> Stamp:
+def _manifest_stamp(folder: str) -> Stamp:
     """Of the manifest, else of what the old scripts wrote in its place."""
     stamp = _stamp(f"{folder}/{MANIFEST}")
     if stamp is _ABSENT:
         stamp = _stamp(f"{folder}/{METADATA}")
-    return _stamp(str(folder)) if stamp is _ABSENT else stamp
+    return _stamp(folder) if stamp is _ABSENT else stamp
 
 
 def _stamp(path: str) -> Stamp:
