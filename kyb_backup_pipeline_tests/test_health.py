@@ -272,7 +272,7 @@ def test_only_the_newest_failures_are_kept_and_none_of_them_is_a_secret(tmp_path
     assert last.error == "number 58"
 
 
-def test_a_prune_that_runs_is_not_one_that_was_killed(
+def test_prunes_that_were_killed_or_are_no_longer_made_are_told_and_one_that_runs_is_not(
     settings: Settings, look: Callable[[], Health]
 ) -> None:
     repository = Repository(settings.repository)
@@ -283,6 +283,12 @@ def test_a_prune_that_runs_is_not_one_that_was_killed(
         )
         assert "retention" not in told(look())
     assert told(look())["retention"] == "warning"
+    long_ago = utc_now() - timedelta(hours=74)
+    shutil.rmtree(repository.root / "monitoring" / "retention")
+    PruneRecords(repository.root).keep(PruneRecord(state="done", began_at=long_ago, by="me"))
+    assert told(look())["retention"] == "warning"
+    PruneRecords(repository.root).keep(PruneRecord(state="done", began_at=utc_now(), by="me"))
+    assert "retention" not in told(look())
 
 
 def test_a_hole_in_the_log_and_the_recovery_point(

@@ -79,7 +79,7 @@ def test_each_address_gets_it_with_its_pictures_and_the_page(file: Path, mail: M
     assert [address for address, _ in mail.inbox if "oncall" in address] == []
     message = one(mail)
     assert message["To"] == "audit@example.org"
-    assert "[KYB backups] report: 1 critical and" in message["Subject"]
+    assert "[KYB backups] report: 3 warnings" in message["Subject"]
     html, text = body(message, "html"), body(message, "plain")
     for said in ("backup_3 is bad: its restore test failed", "HINT:", "Recovery time: 40.0 s"):
         assert said in text

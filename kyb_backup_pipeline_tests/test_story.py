@@ -40,7 +40,7 @@ NOW = datetime(2026, 3, 4, 7, 0, tzinfo=UTC)
 """A Wednesday, after every schedule of the night."""
 TROUBLES = {
     "stale:incremental": "critical", "gap:1": "critical",
-    "restore_test:backup_20260125_020000": "warning", "kept:full": "info", "anomaly:size:full": "warning",
+    "restore_test:backup_20260125_020000": "warning", "kept:full": "info", "retention": "warning", "anomaly:size:full": "warning",
     "anomaly:rows:full": "warning", "leftovers": "info",
 }  # fmt: skip
 

@@ -38,7 +38,7 @@ def troubles_of(
     yield from _log(settings.health, around, kinds["incremental"].newest)
     yield from _room(settings, space)
     yield from _disorder(facts, around, now)
-    yield from _retention(around)
+    yield from _retention(settings.health, around, now)
     yield from kept_too_long(around.inventory, settings.retention, now)
 
 
@@ -214,11 +214,21 @@ def _room(settings: Settings, space: Space) -> Iterator[Trouble]:
         )  # fmt: skip
 
 
-def _retention(around: Surroundings) -> Iterator[Trouble]:
-    """The last prune was refused, failed, or was killed."""
-    if not around.prunes or around.prunes[0].state == "done":
+def _retention(settings: HealthSettings, around: Surroundings, now: datetime) -> Iterator[Trouble]:
+    """The last prune was refused, failed, was killed, or is long ago. Who never prunes does not want to."""
+    if not around.prunes:
         return
     last = around.prunes[0]
+    if last.state == "done":
+        if settings.pruned_max_age and now - last.began_at > timedelta(
+            hours=settings.pruned_max_age
+        ):
+            yield Trouble(
+                key="retention", severity="warning",
+                title=f"nothing was pruned for {lasting(now - last.began_at)}",
+                hint="is Dagster's daemon running? kyb-backup prune --dry-run",
+            )  # fmt: skip
+        return
     said = {"refused": "was refused", "failed": "failed", "running": "was killed"}[last.state]
     yield Trouble(
         key="retention", severity="critical" if last.state == "refused" else "warning",

@@ -196,6 +196,7 @@ class HealthSettings(_Section):
     verified_max_age: float = Field(49, ge=0)
     restore_tested_max_age: float = Field(49, ge=0)
     point_in_time_tested_max_age: float = Field(32 * 24, ge=0)
+    pruned_max_age: float = Field(73, ge=0)
     smaller: float = Field(0.5, ge=0, lt=1)
     larger: float = Field(3, gt=1)
     slower: float = Field(4, gt=1)
