@@ -17,6 +17,7 @@ _EVIDENCE = ("none", "content")
 _PROCEDURES = ("pg_dump -Z9", "sha256sum, metadata", "sha256sum, verification", "gunzip -t")
 _PIPE_LIMIT: Mapping[str, float | None] = {"plain": 1.05, "directory": None}
 _EVIDENCE_LIMIT = 1.4
+_ENCRYPTION_LIMITS: Mapping[str, float | None] = {"age": 1.4, "gpg": None}
 _PROCEDURES_LIMITS = {"none": 3.5, "content": 2.5}
 
 
@@ -41,6 +42,9 @@ def _backup(plan: Plan, layout: str) -> Table:
     for evidence in _EVIDENCE:
         ours = stage.ours(f"{layout}-{evidence}", database, format=layout, evidence=evidence)
         contenders.append(_ours(ours, evidence))
+    for method in _ENCRYPTION_LIMITS if layout == "plain" else ():
+        ours = stage.ours(f"{layout}-{method}", database, encrypted=method, format=layout)
+        contenders.append(_ours(ours, method))
     contenders.append(_procedures(Procedures(stage, database)))
     rounds = plan.run(contenders)
     last = rounds.figures[-1]
@@ -69,6 +73,13 @@ def _backup_lines(layout: str) -> list[Ratio]:
         Ratio("evidence none : shell pipe && sync", over=("none",), under=("pipe && sync",)),
         Ratio("evidence content : none", over=("content",), under=("none",), limit=_EVIDENCE_LIMIT),
     ]
+    for method, limit in _ENCRYPTION_LIMITS.items() if layout == "plain" else ():
+        name = f"encrypted with {method} : not"
+        lines += [
+            Ratio(name, over=(method,), under=("content",), limit=limit),
+            Ratio(f"{name}, verification", over=(f"{method}, verification",),
+                  under=("content, verification",)),
+        ]  # fmt: skip
     for evidence in _EVIDENCE:
         lines.append(
             Ratio(

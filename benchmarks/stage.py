@@ -14,6 +14,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,8 +23,9 @@ from psycopg import sql
 
 from benchmarks.measure import Contender, Rounds, Sample, interleaved, run
 from benchmarks.noise import Meter
+from kyb_backup_pipeline.engine.encryption import IDENTITY_FILE, new_key_pair, public_keys
 from kyb_backup_pipeline.engine.postgres import connect, server_account, server_programs
-from kyb_backup_pipeline.engine.settings import PostgresSettings
+from kyb_backup_pipeline.engine.settings import EncryptionSettings, PostgresSettings
 from kyb_backup_pipeline.sandbox import sample_data
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 
@@ -79,8 +81,13 @@ class Stage:
             connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(*names))
         return name
 
-    def ours(self, name: str, database: str, **backup: object) -> "Ours":
-        """``kyb-backup`` with a repository of its own; ``backup`` goes into that section."""
+    def ours(
+        self, name: str, database: str, *, encrypted: str | None = None, **backup: object
+    ) -> "Ours":
+        """``kyb-backup`` with a repository of its own; ``backup`` goes into that section.
+
+        ``encrypted``: with age or gpg, and what it takes to verify.
+        """
         place, drills = self.folder / "ours" / name, self.folder / "drills"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
@@ -96,13 +103,30 @@ class Stage:
             },
             "backup": {"minimum_free": 0, **backup},
             "restore_test": {"directory": str(drills)},
+            "encryption": {},
         }
+        if encrypted:
+            how = self.encryption(encrypted)
+            sections["encryption"] = how.model_dump(mode="json", exclude={"passphrase"})
         ours = Ours(self.kyb_backup, place / "kyb_backup.toml", place / "repository")
         lines = [f"repository = {json.dumps(str(ours.repository))}"]
         for section, values in sections.items():
             lines += [f"[{section}]", *(f"{key} = {json.dumps(v)}" for key, v in values.items())]
         ours.settings.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return ours
+
+    def encryption(self, method: str) -> EncryptionSettings:
+        """Settings that encrypt with age or gpg, and open it too; the keys are made once."""
+        place = self.folder / "keys"
+        secret = place / "passphrase"
+        if not place.exists():
+            new_key_pair(place, datetime.now(UTC))
+            secret.write_text("a passphrase of the benchmark\n")
+        identity = place / IDENTITY_FILE
+        return EncryptionSettings.model_validate({
+            "database": True, "method": method, "recipients": public_keys(identity),
+            "identity_file": identity, "passphrase_file": secret, "passphrase": secret.read_text().strip(),
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from benchmarks.table import Ratio, Table, judged, within
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.errors import CouldNotVerify
 from kyb_backup_pipeline.engine.postgres import connect, server_programs
-from kyb_backup_pipeline.engine.settings import PostgresSettings
+from kyb_backup_pipeline.engine.settings import EncryptionSettings, PostgresSettings
 from kyb_backup_pipeline.engine.wal import Segment
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 
@@ -28,6 +29,7 @@ _SEGMENT = 16 << 20
 _SEGMENTS = 20
 _PUSH_LIMIT, _FETCH_LIMIT = 0.060, 0.080
 _PEAK_LIMIT = 150.0
+_ENCRYPTION_LIMITS = {"age": 1.4, "gpg": None}
 
 
 def base(plan: Plan) -> Table:
@@ -39,7 +41,11 @@ def base(plan: Plan) -> Table:
             connection.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '2GB'")
             connection.execute("SELECT pg_reload_conf()")
         ours = stage.ours("base", database)
-        contenders = [_ours(ours), _procedures(stage)]
+        contenders = [_ours(ours, "ours"), _procedures(stage)]
+        for method in _ENCRYPTION_LIMITS:
+            contenders.append(
+                _ours(stage.ours(f"base-{method}", database, encrypted=method), method)
+            )
         notes = []
         peer = shutil.which("pgbackrest")
         if peer is None:
@@ -54,8 +60,12 @@ def base(plan: Plan) -> Table:
                 Ratio("size, ours : pgBackRest", over=("ours, MB",), under=("pgbackrest, MB",),
                       limit=1.1),
             ]  # fmt: skip
+        lines += [
+            Ratio(f"encrypted with {method} : not", over=(method,), under=("ours",), limit=limit)
+            for method, limit in _ENCRYPTION_LIMITS.items()
+        ]
         outcomes = [*judged(lines, rounds)]
-        peak = Ratio("peak memory", over=("peak, MB",), under=("peak, MB",), limit=1.0)
+        peak = Ratio("peak memory", over=("ours, peak",), under=("ours, peak",), limit=1.0)
         outcomes.append(within(peak, rounds, limit=_PEAK_LIMIT, unit="MB"))
         return Table(
             title="base backup", outcomes=tuple(outcomes), rounds=rounds, notes=tuple(notes)
@@ -82,16 +92,16 @@ def _other_server(stage: Stage) -> Iterator[Stage]:
         cluster.stop()
 
 
-def _ours(ours: Ours) -> Contender:
+def _ours(ours: Ours, name: str) -> Contender:
     def take(number: int) -> Figures:
         place = ours.repository / "database" / "incremental"
         for folder in place.glob("base_*"):
             shutil.rmtree(folder)
         sample = ours.call("backup", "base", "--id", f"base_{number}")
         return {
-            "ours": sample.seconds,
-            "ours, MB": _megabytes(place / f"base_{number}"),
-            "peak, MB": sample.peak / 1e6,
+            name: sample.seconds,
+            f"{name}, MB": _megabytes(place / f"base_{number}"),
+            f"{name}, peak": sample.peak / 1e6,
         }
 
     return take
@@ -158,6 +168,21 @@ def archiver(plan: Plan) -> Table:
     _fill(store, segments)
     programs = plan.stage.kyb_backup.parent
 
+    methods: dict[str, EncryptionSettings | None] = {
+        "taken in": None,
+        "taken in, age": plan.stage.encryption("age"),
+        "taken in, gpg": plan.stage.encryption("gpg"),
+    }
+
+    def take_in(number: int) -> Figures:
+        figures: Figures = {}
+        for name, encryption in methods.items():
+            shutil.rmtree(folder / "taken", ignore_errors=True)
+            began = time.perf_counter()
+            _fill(folder / "taken", segments, encryption)
+            figures[name] = (time.perf_counter() - began) / _SEGMENTS
+        return figures
+
     def push(number: int) -> Figures:
         for path in (folder / "inbox").iterdir():
             path.unlink()
@@ -180,24 +205,30 @@ def archiver(plan: Plan) -> Table:
         ]
         return {"cp && sync": _median(calls)}
 
-    rounds = plan.run([push, fetch, copy])
+    rounds = plan.run([push, fetch, copy, take_in])
     limits = (("push", _PUSH_LIMIT), ("fetch", _FETCH_LIMIT))
     outcomes = [
         within(Ratio(f"{name} : cp && sync", over=(name,), under=("cp && sync",), limit=limit),
                rounds, limit=limit, unit="s")
         for name, limit in limits
     ]  # fmt: skip
+    lines = [
+        Ratio(f"a segment {name} : as it is", over=(name,), under=("taken in",))
+        for name in methods
+        if methods[name] is not None
+    ]
+    outcomes += judged(lines, rounds)
     title = f"archive_command and restore_command, median of {_SEGMENTS} segments"
     return Table(title=title, outcomes=tuple(outcomes), rounds=rounds)
 
 
-def _fill(store: Path, segments: list[Path]) -> None:
+def _fill(store: Path, segments: list[Path], encryption: EncryptionSettings | None = None) -> None:
     from kyb_backup_pipeline.engine.wal_store import WalStore
 
     place = WalStore(store)
     place.create()
     for path in segments:
-        place.add(path, path.name)
+        place.add(path, path.name, encryption)
 
 
 def _median(calls: list[list[str | Path]]) -> float:

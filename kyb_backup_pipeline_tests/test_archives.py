@@ -121,7 +121,7 @@ def test_an_operator_opens_it_without_this_software(
     ugly(platform.root)
     backup = platform.configuration(platform.with_settings(ENCRYPTION__METHOD=method))
     runbook = (Path(__file__).parent.parent / "docs" / "runbook.md").read_text()
-    (line,) = re.findall(rf"^{method} -d .*$", runbook, re.M)
+    (line,) = re.findall(rf"^{method} -d .* configuration.tar.*$", runbook, re.M)
     (tmp_path / "out").mkdir()
     (tmp_path / "pass").write_text(PASSPHRASE)
     shutil.copy(platform.identity, backup.folder)

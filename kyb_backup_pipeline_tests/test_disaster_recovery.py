@@ -22,7 +22,7 @@ from kyb_backup_pipeline.engine.comparison import compare
 from kyb_backup_pipeline.engine.errors import DatabaseUnreachable
 from kyb_backup_pipeline.engine.evidence import (
     EVIDENCE_FILE,
-    read_evidence,
+    parse_evidence,
     take_evidence_parallel,
 )
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
@@ -63,7 +63,7 @@ def traffic(cluster: Cluster) -> Iterator[None]:
 
 
 def equals_its_evidence(cluster: Cluster, repository: Repository, backup_id: str) -> bool:
-    evidence = read_evidence(repository.find(backup_id).folder / EVIDENCE_FILE)
+    evidence = parse_evidence((repository.find(backup_id).folder / EVIDENCE_FILE).read_bytes())
     there = take_evidence_parallel(cluster.target(_NAME), like=evidence, jobs=2, report=silent)
     return not compare(evidence, there).differences
 

@@ -201,23 +201,38 @@ def test_every_command_does_what_the_runbook_says(site: Site) -> None:
     assert execute(site.cluster.target("kyb_look"), "SELECT count(*) FROM users") == [(1000,)]
 
 
-def block(title: str) -> str:
-    """The shell block of a chapter."""
+def block(title: str, *, encrypted: bool = False) -> str:
+    """The shell block of a chapter: of plain backups, or of encrypted ones."""
     chapter = _RUNBOOK.split(f"## {title}\n")[1].split("\n## ")[0]
-    (found,) = re.findall(r"```sh\n(.*?)```", chapter, re.S)
-    return str(found)
+    found = re.findall(r"```sh\n(.*?)```", chapter, re.S)
+    (wanted,) = [text for text in found if ("age -d" in text) == encrypted]
+    return str(wanted)
 
 
-def sh(site: Site, script: str, **environment: str) -> str:
+def sh(site: Site, script: str, *, program: str = "sh", **environment: str) -> str:
     """Run lines of the runbook as an operator's shell does, with the server's own programs."""
     programs = site.cluster._programs.bin_dir
     own = {"PATH": f"{programs}:{Path(sys.executable).parent}:/usr/bin:/bin", "PGHOST": site.target.host,
            "PGPORT": str(site.target.port), "PGUSER": site.target.user, **environment}  # fmt: skip
     run = subprocess.run(
-        ["sh", "-e", "-c", script], env=own, capture_output=True, text=True, check=False
+        [program, "-e", "-c", script], env=own, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
+
+
+def test_an_encrypted_dump_is_restored_by_hand_with_the_lines_of_the_runbook(site: Site) -> None:
+    sealed = Cli(None, site.environment | {"KYB_ENCRYPTION__DATABASE": "true"})
+    made = sealed.run("backup", "full", "--id", "by_hand")
+    assert made.returncode == 0, made.stderr
+    lines = block("Restoring by hand, without this software", encrypted=True).replace(
+        "/backups/database/full/ID",
+        str(site.platform.settings.repository / "database/full/by_hand"),
+    )
+    lines = lines.replace("KEY", str(site.platform.identity))
+    assert "backup_metadata.json: OK" in sh(site, lines, program="bash")
+    assert execute(site.cluster.target("kyb_restored"), "SELECT count(*) FROM users") == [(1000,)]
+    assert sealed.run("verify", "by_hand").returncode == 0
 
 
 @pytest.mark.parametrize("layout", ["plain", "directory"])
@@ -239,28 +254,34 @@ def test_a_dump_is_restored_by_hand_with_the_lines_of_the_runbook(site: Site, la
     assert execute(site.cluster.target("kyb_restored"), "SELECT count(*) FROM users") == [(1000,)]
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
 def test_a_cluster_is_recovered_by_hand_with_the_lines_of_the_runbook(
-    site: Site, python: str
+    site: Site, python: str, encrypted: bool
 ) -> None:
-    assert site.cli.run("backup", "base", "--id", "base_1").returncode == 0
+    cli = Cli(None, site.environment | {"KYB_ENCRYPTION__DATABASE": str(encrypted)})
+    assert cli.run("backup", "base", "--id", "base_1").returncode == 0
     execute(site.target, "DELETE FROM users WHERE id > 900")
     (moment,) = execute(site.target, "SELECT now()")[0]
     execute(site.target, "DELETE FROM users")
-    assert site.cli.run("backup", "incremental").returncode == 0
+    assert cli.run("backup", "incremental").returncode == 0
     repository = site.platform.settings.repository
     # the repository must be readable for the server's user
     copy = site.cluster.folder / "backups"
     shutil.copytree(repository / "database" / "incremental", copy)
     account = site.cluster.account
+    key = copy / "identity.txt"
+    shutil.copy(site.platform.identity, key)
     if account is not None:
         process.run(["chown", "-R", f"{account.uid}:{account.gid}", copy], deadline=60)
     data = site.cluster.folder / "by_hand"
     helper = site.cluster.folder / "kyb-wal-fetch"  # where the server's user reaches it
     shutil.copy(Path(archiver.__file__).parent / "fetch.py", site.cluster.folder)
+    # where it cannot have the library, it calls the program age
     helper.write_text(f'#!/bin/sh\nexec {python} -I -S {site.cluster.folder}/fetch.py "$@"\n')
     for path in (helper, site.cluster.folder / "fetch.py"):
         path.chmod(0o755)
-    lines = block("Recovering to a moment").replace("/backups/database/incremental", str(copy))
+    lines = block("Recovering to a moment", encrypted=encrypted).replace("KEY", str(key))
+    lines = lines.replace("/backups/database/incremental", str(copy))
     lines = lines.replace("BASE_ID", "base_1").replace(
         "2026-01-31 14:55:00+00:00", moment.isoformat(" ")
     )

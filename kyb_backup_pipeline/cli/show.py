@@ -54,6 +54,7 @@ def _describe(manifest: Manifest) -> None:
         "deployment": manifest.deployment,
         "version": manifest.version,
         "format": _format(manifest),
+        "encrypted": _encryption(manifest),
         "size": f"{size(manifest.total_size)} in {len(manifest.files) or 1} files",
         "sha256": manifest.checksum,
     }
@@ -78,6 +79,17 @@ def _evidence(manifest: Manifest) -> str:
     return (
         f"{evidence.rows} rows in {evidence.tables} tables, {evidence.objects} objects "
         f"({evidence.seconds:.1f} s beside the dump)"
+    )
+
+
+def _encryption(manifest: Manifest) -> str | None:
+    how = manifest.encryption
+    if how is None:
+        return None
+    return (
+        f"{how.method} to {', '.join(how.recipients)}"
+        if how.recipients
+        else f"{how.method}, a passphrase"
     )
 
 

@@ -42,6 +42,8 @@ def backup_metadata(backup: Backup) -> dict[str, Any]:
         metadata["database"] = f"{manifest.database.name} on {manifest.database.host}"
     if manifest.server_version is not None:
         metadata["server_version"] = manifest.server_version
+    if manifest.encryption is not None:
+        metadata["encryption"] = manifest.encryption.method
     if manifest.label is not None:
         metadata["label"] = manifest.label
     if manifest.wal is not None:

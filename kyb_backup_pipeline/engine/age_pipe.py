@@ -46,10 +46,15 @@ def main() -> None:
                 pyrage.decrypt_io(source, sink, _read_identities(Path(arguments[0])))
             sink.flush()
         except pyrage.DecryptError as error:
-            code = NO_IDENTITY_FITS if "matching key" in str(error) else 1
+            code = NO_IDENTITY_FITS if no_identity_fits(error) else 1
             _end(code, str(error))
         except OSError as error:
             _end(1, str(error))
+
+
+def no_identity_fits(error: pyrage.DecryptError) -> bool:
+    """Whether a file is for other keys; else it is damaged."""
+    return "matching key" in str(error)
 
 
 def _read_identities(path: Path) -> list[pyrage.x25519.Identity]:

@@ -4,6 +4,9 @@ Every file is compared with PostgreSQL's own ``backup_manifest``: its size, its 
 none too many; the manifest with the checksum that it carries of itself. The WAL that makes the copy
 consistent is in the archive but not in that manifest: its segments must all be there, whole.
 
+What is encrypted is decrypted on the way. Without the key it is hashed, and nothing more: then ``read_archives``
+says why. What was unpacked counts only if all archives came to their ends, so the caller looks at that first.
+
 Unpacking trusts nothing: members with absolute names or ``..``, links that lead out, and devices are
 refused, and tablespaces go inside the folder, never to the paths they had on the source.
 """
@@ -13,15 +16,19 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
+from kyb_backup_pipeline.engine.compression import BLOCK
+from kyb_backup_pipeline.engine.contents import DAMAGED, Content, reading
+from kyb_backup_pipeline.engine.encryption import plain_name
+from kyb_backup_pipeline.engine.errors import CouldNotVerify
 from kyb_backup_pipeline.engine.manifest import BackupFile, Manifest
 from kyb_backup_pipeline.engine.process import Account
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
+from kyb_backup_pipeline.engine.settings import EncryptionSettings
 from kyb_backup_pipeline.engine.wal import History, Segment, parse_lsn
 
 MANIFEST_NAME = "backup_manifest"
@@ -51,6 +58,15 @@ class _Seen:
 
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     manifest: bytes = b""
+    unopened: CouldNotVerify | None = None
+
+
+@dataclass(frozen=True)
+class Read:
+    """How many bytes were read, and why not all of it could be opened."""
+
+    bytes: int
+    unopened: CouldNotVerify | None
 
 
 def read_archives(
@@ -58,14 +74,15 @@ def read_archives(
     manifest: Manifest,
     found: Found,
     *,
+    keys: EncryptionSettings | None = None,
     unpack: Unpacking | None = None,
     report: Reporter,
-) -> int:
-    """Read all archives of a base backup; tell ``found`` what is wrong; return the bytes read.
+) -> Read:
+    """Read all archives of a base backup; tell ``found`` what is wrong. ``keys`` open what is encrypted.
 
     Problems of the archives never raise; OSError does (a disk that is full or cannot be read).
     """
-    seen = _Seen()
+    seen, keys = _Seen(), keys or EncryptionSettings()
     total = sum(file.size for file in manifest.files)
     done = 0
     for file in manifest.files:
@@ -75,81 +92,98 @@ def read_archives(
             step = "unpack" if unpack else "verify"
             report(Progress(step=step, done=min(base + count, total), total=total, detail=name))
 
-        if file.path.endswith(".tar.zst"):
-            _read_archive(folder, file, seen, found, unpack, progress)
+        if plain_name(file.path).endswith(".tar.zst"):
+            _read_archive(folder, file, keys, seen, found, unpack, progress)
         else:
-            content = _read_whole(folder, file, found)
-            if file.path == MANIFEST_NAME:
+            content = _read_whole(folder, file, keys, seen, found)
+            if plain_name(file.path) == MANIFEST_NAME:
                 seen.manifest = content
         done += file.size
+    if seen.unopened is not None:
+        return Read(done, seen.unopened)
     if not seen.manifest:
         found(MANIFEST_NAME, "is missing")
     else:
         _compare(seen, found)
     _check_wal(manifest, seen, found)
-    return done
+    return Read(done, None)
 
 
 def _read_archive(
     folder: Path,
     file: BackupFile,
+    keys: EncryptionSettings,
     seen: _Seen,
     found: Found,
     unpack: Unpacking | None,
     progress: Callable[[int], None],
 ) -> None:
     """One archive: its own checksum and size, and each member."""
-    prefix = "" if file.path == _MAIN else f"pg_tblspc/{file.path.removesuffix('.tar.zst')}/"
+    name = plain_name(file.path)
+    prefix = "" if name == _MAIN else f"pg_tblspc/{name.removesuffix('.tar.zst')}/"
     try:
-        with open(folder / file.path, "rb", buffering=0) as source:
-            stream = _Stream(source, progress)
+        with reading(folder / file.path, keys) as content:
+            stream = _Stream(content, progress)
             trouble = None
             try:
                 with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as archive:
                     for member in archive:
                         _take(archive, member, prefix, seen, found, unpack)
-            except (tarfile.TarError, CorruptStream, EOFError) as error:
+            except (tarfile.TarError, EOFError) as error:
                 trouble = str(error)
             stream.drain()
-            if stream.size != file.size:
-                found(file.path, f"has {stream.size} bytes, the manifest says {file.size}")
-            elif stream.digest.hexdigest() != file.sha256:
-                found(file.path, "has another SHA-256 than the manifest says")
-            elif trouble is not None or stream.damage or not stream.complete:
-                found(file.path, f"is damaged: {trouble or stream.damage or 'cut short'}")
     except FileNotFoundError:
         found(file.path, "is missing")
+        return
+    if not _is_as_written(file, content, found):
+        return
+    if stream.unopened is not None:
+        seen.unopened = stream.unopened
+    elif trouble is not None or not content.complete:
+        found(file.path, f"is damaged: {stream.damage or trouble or 'cut short'}")
 
 
-def _read_whole(folder: Path, file: BackupFile, found: Found) -> bytes:
+def _is_as_written(file: BackupFile, content: Content, found: Found) -> bool:
+    if content.size != file.size:
+        found(file.path, f"has {content.size} bytes, the manifest says {file.size}")
+    elif content.sha256 != file.sha256:
+        found(file.path, "has another SHA-256 than the manifest says")
+    else:
+        return True
+    return False
+
+
+def _read_whole(
+    folder: Path, file: BackupFile, keys: EncryptionSettings, seen: _Seen, found: Found
+) -> bytes:
+    text, trouble, unopened = b"", None, None
     try:
-        content = (folder / file.path).read_bytes()
+        with reading(folder / file.path, keys, in_memory=True) as content:
+            try:
+                text = b"".join(content.pieces)
+            except CouldNotVerify as error:
+                unopened = error
+            except DAMAGED as error:
+                trouble = error.message
     except FileNotFoundError:
         found(file.path, "is missing")
         return b""
-    if len(content) != file.size:
-        found(file.path, f"has {len(content)} bytes, the manifest says {file.size}")
-    elif hashlib.sha256(content).hexdigest() != file.sha256:
-        found(file.path, "has another SHA-256 than the manifest says")
-    return content
+    if _is_as_written(file, content, found):
+        seen.unopened = unopened or seen.unopened
+        if trouble is not None:
+            found(file.path, f"is damaged: {trouble}")
+    return text
 
 
 class _Stream(io.RawIOBase):
-    """A compressed file as a decompressed stream, hashed as it is read."""
+    """What is in a file, as tarfile reads it. Where it cannot be read on, it ends and says why."""
 
-    def __init__(self, source: IO[bytes], progress: Callable[[int], None]) -> None:
-        self._source = source
-        self._stream: Decompressor | None = Decompressor("zstd")
-        self._pieces: Iterator[bytes] = iter(())
+    def __init__(self, content: Content, progress: Callable[[int], None]) -> None:
+        self._content = content
         self._rest = b""
         self._progress = progress
-        self.digest = hashlib.sha256()
-        self.size = 0
         self.damage: str | None = None
-
-    @property
-    def complete(self) -> bool:
-        return self._stream is not None and self._stream.complete
+        self.unopened: CouldNotVerify | None = None
 
     def readable(self) -> bool:
         return True
@@ -157,41 +191,31 @@ class _Stream(io.RawIOBase):
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer)  # type: ignore[arg-type]
         while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is not None:
-                self._rest = piece
-                continue
-            block = self._next_block()
-            if not block:
+            piece = self._next()
+            if piece is None:
                 return 0
-            if self._stream is not None:
-                self._pieces = self._fed(self._stream, block)
+            self._rest = piece
         count = min(len(view), len(self._rest))
         view[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
 
-    def _fed(self, stream: Decompressor, block: bytes) -> Iterator[bytes]:
+    def _next(self) -> bytes | None:
         try:
-            yield from stream.feed(block)
-        except CorruptStream as error:
-            self.damage, self._stream = error.message, None
-
-    def _next_block(self) -> bytes:
-        block = self._source.read(BLOCK)
-        self.digest.update(block)
-        self.size += len(block)
-        self._progress(self.size)
-        return block
+            piece = next(self._content.pieces, None)
+        except CouldNotVerify as error:
+            self.unopened = error
+            return None
+        except DAMAGED as error:
+            self.damage = error.message
+            return None
+        self._progress(self._content.size)
+        return piece
 
     def drain(self) -> None:
-        """Read on to the end, so that size and checksum are those of the whole file."""
-        for _ in self._pieces:
+        """Read on to the end, so that what is judged is the whole file."""
+        while self._next() is not None:
             pass
-        while block := self._next_block():
-            if self._stream is not None:
-                for _ in self._fed(self._stream, block):
-                    pass
 
 
 def _take(

@@ -1,17 +1,16 @@
 """A base backup: the files of a whole cluster, which WAL can be replayed on.
 
 ``pg_basebackup`` writes one tar stream with the WAL that makes it consistent (``-X fetch``) and its
-own manifest of SHA-256 checksums: → zstd → SHA-256 → file, in one pass. A server with tablespaces
-outside its data folder does not give one stream; it goes through a staging folder, a file for each.
+own manifest of SHA-256 checksums: → zstd → age or gpg, where ``encryption.database`` asks for it → SHA-256
+→ file, in one pass. A server with tablespaces outside its data folder does not give one stream; it goes
+through a staging folder, a file for each, which lie there as they are until they are compressed.
 
 With ``wal.source = "slot"`` the slot is made before the copy begins, so that no segment after its
 beginning can be missed. Where to look next: ``base_archive`` for the check of what was written,
 ``incremental`` for the chain that begins here.
 """
 
-import hashlib
 import logging
-import os
 import re
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from kyb_backup_pipeline import __version__
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import BLOCK, compressor
 from kyb_backup_pipeline.engine.dump import checksum_of_files
+from kyb_backup_pipeline.engine.encryption import described, ending, seal
 from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace
 from kyb_backup_pipeline.engine.files import free_bytes, no_space_said
 from kyb_backup_pipeline.engine.manifest import (
@@ -35,14 +35,16 @@ from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.replication import Server, ensure_slot, read_server, server_clock
 from kyb_backup_pipeline.engine.request import Request, already_complete
 from kyb_backup_pipeline.engine.settings import Settings
+from kyb_backup_pipeline.engine.sink import POLL, silent_child, writing
 from kyb_backup_pipeline.engine.store import Backup, Repository, Staging
-from kyb_backup_pipeline.engine.stream import CREATE, POLL, silent_child, squeeze, write_all
+from kyb_backup_pipeline.engine.stream import squeeze
 
 _log = logging.getLogger(__name__)
 
 BASE_FILE = "base.tar.zst"
 MANIFEST_FILE = "backup_manifest"
-"""PostgreSQL's own, beside the archives where the server has tablespaces elsewhere; else in the stream."""
+"""PostgreSQL's own, beside the archives where the server has tablespaces elsewhere; else in the stream.
+Encrypted, both names end with ``.age`` or ``.gpg``."""
 
 _RAW = "raw"
 _EDGE = 64 * 1024
@@ -56,7 +58,7 @@ def take_base_backup(
 ) -> Backup:
     """Take a base backup and publish it. ``now`` names it when the request does not.
 
-    Raises BackupFailed, DatabaseUnreachable, NotEnoughSpace, Locked, InvalidRequest, Refused.
+    Raises BackupFailed, DatabaseUnreachable, NotEnoughSpace, Locked, InvalidRequest, Refused, NoKeys.
     """
     repository = Repository(settings.repository)
     backup_id = request.backup_id or repository.free_id("base", now)
@@ -64,6 +66,7 @@ def take_base_backup(
     if adopted is not None:
         return adopted
     with repository.writing("base", backup_id, now=now) as staging:
+        described(settings.encryption.at_home)  # without keys nothing is begun
         target = Target.of(settings)
         server = read_server(target)
         programs = replication_programs(settings.postgres, server.major)
@@ -148,6 +151,7 @@ def _write(
         server_version=_version(server),
         tool_versions={"pg_basebackup": programs.version, "kyb_backup_pipeline": __version__},
         compression="zstd",
+        encryption=described(settings.encryption.at_home),
         uncompressed_size=total,
         files=files,
         wal=Wal(
@@ -179,13 +183,14 @@ def _streamed(
     size: int,
     report: Reporter,
 ) -> tuple[tuple[BackupFile, ...], int, str]:
-    how = settings.base_backup
+    how, encryption = settings.base_backup, settings.encryption.at_home
     with process.start(
         [*argv, "--pgdata=-"], env=target.environment(), stdout=process.PIPE
     ) as child:
         written = squeeze(
             child,
-            staging.folder / BASE_FILE,
+            staging.folder / (BASE_FILE + ending(encryption)),
+            encryption=encryption,
             method="zstd",
             level=how.level,
             threads=how.jobs,
@@ -230,7 +235,9 @@ def _staged(
         total += archive.stat().st_size
         files.append(_compress(archive, staging.folder / f"{archive.name}.zst", settings))
         archive.unlink()
-    files.append(staging.write(MANIFEST_FILE, (raw / MANIFEST_FILE).read_bytes()))
+    listed, encryption = (raw / MANIFEST_FILE).read_bytes(), settings.encryption.at_home
+    sealed = listed if encryption is None else seal(encryption, listed)
+    files.append(staging.write(MANIFEST_FILE + ending(encryption), sealed))
     (raw / MANIFEST_FILE).unlink()
     raw.rmdir()
     return tuple(files), total, messages
@@ -238,22 +245,15 @@ def _staged(
 
 def _compress(source: Path, destination: Path, settings: Settings) -> BackupFile:
     work = compressor("zstd", level=settings.base_backup.level, threads=settings.base_backup.jobs)
-    digest = hashlib.sha256()
-    size = 0
+    encryption = settings.encryption.at_home
     with (
         open(source, "rb", buffering=0) as inward,
-        open(os.open(destination, CREATE, 0o600), "wb", buffering=0) as out,
+        writing(destination.with_name(destination.name + ending(encryption)), encryption) as sink,
     ):
-        while True:
-            block = inward.read(BLOCK)
-            piece = work.compress(block) if block else work.flush()
-            digest.update(piece)
-            write_all(out.fileno(), piece)
-            size += len(piece)
-            if not block:
-                break
-        os.fsync(out.fileno())
-    return BackupFile(path=destination.name, size=size, sha256=digest.hexdigest())
+        while block := inward.read(BLOCK):
+            sink.write(work.compress(block))
+        sink.write(work.flush())
+        return sink.close()
 
 
 def _error(error: process.ProcessFailed) -> Exception:

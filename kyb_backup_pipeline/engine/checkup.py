@@ -3,10 +3,9 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from kyb_backup_pipeline.engine.encryption import NoKeys, check_keys, check_opening, public_keys
+from kyb_backup_pipeline.engine.encryption import NoKeys, check_keys, check_opening, check_own
 from kyb_backup_pipeline.engine.errors import BackupFailed, CouldNotVerify
 from kyb_backup_pipeline.engine.file_backup import configuration_root, configured_selection
 from kyb_backup_pipeline.engine.file_repair import bases_of
@@ -50,33 +49,39 @@ def archives(settings: Settings) -> Iterator[Line]:
 
 
 def _keys(encryption: EncryptionSettings) -> Iterator[Line]:
+    home = encryption.at_home is not None
     try:
         recipients = check_keys(encryption)
     except NoKeys as error:
-        yield Line("warning", "encryption", f"{error.message}: no configuration and no application "
-                   "state can be backed up", error.hint)  # fmt: skip
+        what = "nothing can" if home else "no configuration and no application state can"
+        yield Line("error" if home else "warning", "encryption",
+                   f"{error.message}: {what} be backed up", error.hint)  # fmt: skip
         return
     keys = f"{len(recipients)} public key{'s' * (len(recipients) > 1)}"
     to = f"to {keys}" if recipients else "with a passphrase"
-    yield Line("ok", "encryption", f"{encryption.method}, {to}")
+    also = ", backups of the database too" if home else ""
+    yield Line("ok", "encryption", f"{encryption.method}, {to}{also}")
+    what = "contents of archives cannot be verified here"
+    if home:
+        what += ", and restore tests of backups of the database could not verify"
     try:
         check_opening(encryption, encryption.method)
     except CouldNotVerify as error:
-        yield Line("warning", "encryption", f"contents of archives cannot be verified here: {error.message}",
-                   error.hint)  # fmt: skip
+        yield Line("warning", "encryption", f"{what}: {error.message}", error.hint)
         return
-    if encryption.method == "age" and encryption.identity_file is not None:
-        yield from _identity(encryption.identity_file, recipients)
-
-
-def _identity(file: Path, recipients: tuple[str, ...]) -> Iterator[Line]:
-    if not set(public_keys(file)) & set(recipients):
-        yield Line("warning", "encryption", f"{file} opens none of what is encrypted from now on",
-                   "its public key is not among encryption.recipients")  # fmt: skip
-    elif file.stat().st_mode & 0o077:
-        yield Line("warning", "encryption", f"{file} can be read by others", f"chmod 600 {file}")
+    try:
+        check_own(encryption)
+    except CouldNotVerify as error:
+        yield Line("warning", "encryption", f"{what}: {error.message}", error.hint)
+    secret = encryption.identity_file if encryption.method == "age" else encryption.passphrase_file
+    if secret is None:
+        return
+    if secret.stat().st_mode & 0o077:
+        yield Line(
+            "warning", "encryption", f"{secret} can be read by others", f"chmod 600 {secret}"
+        )
     else:
-        yield Line("ok", "encryption", f"{file} opens the archives: keep a copy elsewhere")
+        yield Line("ok", "encryption", f"{secret} opens what is encrypted: keep a copy elsewhere")
 
 
 def _configuration(settings: Settings) -> Iterator[Line]:

@@ -39,6 +39,7 @@ from kyb_backup_pipeline.engine.data_folder import (
     server_runs,
     take_the_place,
 )
+from kyb_backup_pipeline.engine.encryption import check_own
 from kyb_backup_pipeline.engine.errors import (
     DatabaseUnreachable,
     InvalidRequest,
@@ -56,8 +57,13 @@ from kyb_backup_pipeline.engine.point_in_time import (
 )
 from kyb_backup_pipeline.engine.postgres import connect, server_programs
 from kyb_backup_pipeline.engine.progress import Reporter, silent
+from kyb_backup_pipeline.engine.recovery import check_plan_key
 from kyb_backup_pipeline.engine.recovery_journal import maintenance
-from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan, parse_moment, plan_recovery
+from kyb_backup_pipeline.engine.recovery_plan import (
+    RecoveryPlan,
+    parse_moment,
+    plan_recovery,
+)
 from kyb_backup_pipeline.engine.renames import inode_of
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_outlook import restoring_target, told
@@ -318,13 +324,25 @@ def plan_of(settings: Settings, journal: ClusterJournal) -> RecoveryPlan:
 
 
 def look_over(settings: Settings, journal: ClusterJournal) -> RecoveryPlan:
-    """What leads to the moment, if it can be done. Raises Refused, NotFound, NotEnoughSpace."""
+    """What leads to the moment, if it can be done.
+
+    Raises Refused, NotFound, NotEnoughSpace, CouldNotVerify without the key.
+    """
     plan, into = plan_of(settings, journal), Path(journal.into)
     check_place(plan, into)
+    _check_keys(settings, journal, plan)
     if journal.live is not None:
         cluster = plan.base.require_wal().system_identifier
         check_switchable(settings, Path(journal.live), into, cluster)
     return plan
+
+
+def _check_keys(settings: Settings, journal: ClusterJournal, plan: RecoveryPlan) -> None:
+    """Can all be opened that is there, and the increment that is still to be taken?"""
+    check_plan_key(plan, Repository(settings.repository).wal, settings.encryption)
+    collects = journal.live is not None and journal.last_wal_wanted
+    if settings.encryption.at_home and collects and parse_moment(journal.at).latest:
+        check_own(settings.encryption)
 
 
 def what_is_left_behind(settings: Settings) -> list[str]:

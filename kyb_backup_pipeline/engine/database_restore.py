@@ -73,6 +73,7 @@ from kyb_backup_pipeline.engine.restore import (
 )
 from kyb_backup_pipeline.engine.restore_outlook import (
     Wish,
+    check_openable,
     check_wish,
     drop_restoring,
     home_of,
@@ -134,7 +135,9 @@ class DatabaseRestore(Stepped[Journal]):
         self.journals = Journals.of(settings)
         self.target = restoring_target(settings)
         self.server = maintenance(self.target)
-        self.source = Source(folder=backup.folder, manifest=backup.require_manifest())
+        self.source = Source(
+            folder=backup.folder, manifest=backup.require_manifest(), keys=settings.encryption
+        )
 
     @classmethod
     def begin(
@@ -146,8 +149,12 @@ class DatabaseRestore(Stepped[Journal]):
         now: datetime,
         report: Reporter = silent,
     ) -> "DatabaseRestore":
-        """Take the locks and write a journal. Raises InvalidRequest, Locked, RestoreFailed."""
+        """Take the locks and write a journal.
+
+        Raises InvalidRequest, Locked, RestoreFailed, CouldNotVerify without the key.
+        """
         check_wish(settings, backup, wish)
+        check_openable(settings, backup, wish)
         target = restoring_target(settings)
         journals = Journals.of(settings)
         with ExitStack() as stack:

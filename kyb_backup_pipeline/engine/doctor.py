@@ -4,6 +4,7 @@ Each look gives lines of ``ok``, ``warning`` or ``error`` with a hint; one that 
 the next from being made. Nothing is changed, and nothing is written.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -85,11 +86,31 @@ def _wal(settings: Settings, database: Database) -> Iterator[Line]:
         )
     except KybError as error:
         yield _error("wal", error)
+    if settings.encryption.at_home:
+        yield from _passing_plain(settings, target)
     for n, coverage in enumerate(coverages(Repository(settings.repository))):
         if coverage.missing:
             yield Line("warning" if n else "error", "wal",
                        f"behind {coverage.base.backup_id} {ranges(coverage.missing)} missing: it "
                        f"covers {coverage} only", NEW_BASE)  # fmt: skip
+
+
+def _passing_plain(settings: Settings, target: Target) -> Iterator[Line]:
+    """Where WAL and base backups lie unencrypted on their way."""
+    inbox = settings.wal.inbox
+    if (
+        settings.wal.source == "archive"
+        and inbox
+        and inbox.exists()
+        and inbox.stat().st_mode & 0o007
+    ):
+        yield Line("warning", "encryption", f"{inbox} is open to others: WAL lies there until it is taken in",
+                   f"chmod o= {inbox}")  # fmt: skip
+    with contextlib.suppress(KybError, psycopg.Error):
+        if tablespaces := read_server(target).tablespaces:
+            yield Line("warning", "encryption", f"{len(tablespaces)} tablespaces lie elsewhere: base backups pass "
+                       "through unencrypted files in the repository, which are removed at once",
+                       "docs/decisions/015-encrypting-database-backups.md")  # fmt: skip
 
 
 def _slot(settings: Settings, target: Target) -> Iterator[Line]:

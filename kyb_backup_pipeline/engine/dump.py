@@ -1,6 +1,7 @@
 """The dump itself: pg_dump's output, compressed and hashed on its way to the disk.
 
-Plain format is one pass in bounded memory, with pg_dump, the compression and the hash side by side.
+Plain format is one pass in bounded memory, with pg_dump, the compression, the encryption where it is wanted,
+and the hash side by side.
 Directory format is pg_dump's own parallel work, with the best compression that this pg_dump can do
 (zstd, else gzip); the hashes are a second pass over the files.
 """
@@ -18,18 +19,20 @@ from pathlib import Path
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import SUFFIX
+from kyb_backup_pipeline.engine.encryption import ending, seal
 from kyb_backup_pipeline.engine.errors import BackupFailed
-from kyb_backup_pipeline.engine.files import no_space_said
+from kyb_backup_pipeline.engine.files import no_space_said, write_durably
 from kyb_backup_pipeline.engine.manifest import BackupFile
 from kyb_backup_pipeline.engine.postgres import Programs, Target
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
-from kyb_backup_pipeline.engine.settings import BackupSettings
+from kyb_backup_pipeline.engine.settings import BackupSettings, EncryptionSettings
+from kyb_backup_pipeline.engine.sink import POLL, silent_child
 from kyb_backup_pipeline.engine.snapshot import LockNotGranted, TryAgain
-from kyb_backup_pipeline.engine.stream import CREATE, EDGE, POLL, silent_child, squeeze
+from kyb_backup_pipeline.engine.stream import EDGE, squeeze
 
 GLOBALS_FILE = "globals.sql"
 PLAIN_FILE = "database.sql."
-"""The beginning of its name: ``database.sql.zst`` or ``database.sql.gz``."""
+"""The beginning of its name: ``database.sql.zst``, ``database.sql.gz``, and ``.age`` or ``.gpg`` behind."""
 DIRECTORY = "database.dir"
 
 _COMPLETE = re.compile(
@@ -73,6 +76,7 @@ def dump(
     target: Target,
     settings: BackupSettings,
     *,
+    encryption: EncryptionSettings | None = None,
     snapshot: str | None,
     options: tuple[str, ...],
     watch: Callable[[], None],
@@ -89,9 +93,10 @@ def dump(
         *([f"--snapshot={snapshot}"] if snapshot else []),
         *options,
     ]
-    work = _plain if settings.format == "plain" else _directory
     try:
-        return work(folder, argv, target, settings, watch, report)
+        if settings.format == "directory":
+            return _directory(folder, argv, target, settings, watch, report)
+        return _plain(folder, argv, target, settings, encryption, watch, report)
     except process.ProcessFailed as error:
         raise _dump_error(error) from error
 
@@ -116,16 +121,18 @@ def _plain(
     argv: list[str | Path],
     target: Target,
     settings: BackupSettings,
+    encryption: EncryptionSettings | None,
     watch: Callable[[], None],
     report: Reporter,
 ) -> Dumped:
-    name = PLAIN_FILE + SUFFIX[settings.compression]
+    name = PLAIN_FILE + SUFFIX[settings.compression] + ending(encryption)
     with process.start(
         [*argv, "--format=plain"], env=target.environment(), stdout=process.PIPE
     ) as child:
         written = squeeze(
             child,
             folder / name,
+            encryption=encryption,
             method=settings.compression,
             level=settings.level,
             threads=settings.jobs,
@@ -246,9 +253,15 @@ def writes_zstd(pg_dump: Path) -> bool:
 
 @contextlib.contextmanager
 def dumping_globals(
-    folder: Path, programs: Programs, target: Target, *, passwords: bool, deadline: float
+    folder: Path,
+    programs: Programs,
+    target: Target,
+    *,
+    encryption: EncryptionSettings | None,
+    passwords: bool,
+    deadline: float,
 ) -> Iterator[None]:
-    """Write roles and tablespaces into ``globals.sql`` while the block runs.
+    """Write roles and tablespaces into ``globals.sql`` while the block runs; encrypted, ``….age``.
 
     Role passwords (their hashes) are left out where this user may not read them.
     """
@@ -262,14 +275,16 @@ def dumping_globals(
         if not re.search("=|://", target.dbname)
         else "--database=postgres",
     ]
-    path = folder / GLOBALS_FILE
-    with open(os.open(path, CREATE, 0o600), "wb") as out:
+    with open(os.memfd_create("globals"), "w+b", buffering=0) as out:
         with process.start(argv, env=target.environment(), stdout=out) as child:
             yield
             try:
                 child.finish(deadline)
             except process.ProcessFailed as error:
                 raise _dump_error(error) from error
-        os.fsync(out.fileno())
-    if _GLOBALS_COMPLETE not in path.read_bytes()[-EDGE:]:
+        out.seek(0)
+        script = out.read()
+    if _GLOBALS_COMPLETE not in script[-EDGE:]:
         raise BackupFailed("pg_dumpall ended with 0, but its output has no proper end")
+    content = script if encryption is None else seal(encryption, script)
+    write_durably(folder / (GLOBALS_FILE + ending(encryption)), content)

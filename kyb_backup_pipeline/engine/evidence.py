@@ -10,7 +10,6 @@ after the dump, and a restored one passes within that interval (``comparison``).
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -150,9 +149,9 @@ def take_evidence_parallel(
         )
 
 
-def read_evidence(path: Path) -> Evidence:
-    """Read ``evidence.json``. Raises ValueError if it is none."""
-    return Evidence.model_validate_json(path.read_bytes())
+def parse_evidence(content: bytes) -> Evidence:
+    """Read what is in ``evidence.json``. Raises ValueError if it is none."""
+    return Evidence.model_validate_json(content)
 
 
 def settled(

@@ -26,6 +26,12 @@ class Examination:
         elif sha256 != file.sha256:
             self.found(file.path, "has another SHA-256 than the manifest says")
 
+    def unopened(self, error: CouldNotVerify) -> None:
+        """A file whose checksum fits, and which cannot be opened here."""
+        self.unverifiable = CouldNotVerify(
+            f"checksum passed, content could not be verified: {error.message}", hint=error.hint
+        )
+
     def unreadable(self, what: str, error: OSError) -> None:
         """A file that cannot be read: bad, unless it is only this user who may not."""
         if isinstance(error, PermissionError):

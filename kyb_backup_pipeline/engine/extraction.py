@@ -19,7 +19,7 @@ from pathlib import Path
 from kyb_backup_pipeline.engine.archive_reader import Entry, MemberCheck
 from kyb_backup_pipeline.engine.errors import Refused, RestoreFailed
 from kyb_backup_pipeline.engine.member import MEMBER_LIST, Member
-from kyb_backup_pipeline.engine.stream import write_all
+from kyb_backup_pipeline.engine.process import write_all
 from kyb_backup_pipeline.engine.tree import DEEPEST, leads_out, shown
 from kyb_backup_pipeline.engine.verify_archive import hashed, with_digest
 

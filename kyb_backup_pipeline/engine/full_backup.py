@@ -3,7 +3,8 @@
 Plain format: pg_dump → pipe → compression → SHA-256 → file, in bounded memory. Directory format:
 pg_dump writes its own compressed files in parallel, which are hashed after it. Beside the dump:
 ``globals.sql`` (roles and tablespaces), ``database_settings.sql`` (settings and grants of the database
-itself, which no dump of it carries), ``evidence.json``.
+itself, which no dump of it carries), ``evidence.json``. With ``encryption.database`` each of them is
+encrypted on its way to the disk; the manifest is not, and holds no secret.
 
 What can go wrong, and what then: any failure leaves nothing but an error (``store``); a lock that is
 not granted because a ``TRUNCATE`` queues between our locks and pg_dump's is given up and tried again;
@@ -34,6 +35,7 @@ from kyb_backup_pipeline.engine.dump import (
     dumping_globals,
     hash_files,
 )
+from kyb_backup_pipeline.engine.encryption import described, ending, seal
 from kyb_backup_pipeline.engine.errors import (
     BackupFailed,
     DatabaseUnreachable,
@@ -50,6 +52,8 @@ from kyb_backup_pipeline.engine.evidence import (
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.manifest import (
     FORMAT_VERSION,
+    BackupFile,
+    Encryption,
     EvidenceSummary,
     Manifest,
     SourceDatabase,
@@ -66,7 +70,7 @@ from kyb_backup_pipeline.engine.postgres import (
 )
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.request import Request, already_complete
-from kyb_backup_pipeline.engine.settings import BackupSettings, Settings
+from kyb_backup_pipeline.engine.settings import BackupSettings, EncryptionSettings, Settings
 from kyb_backup_pipeline.engine.snapshot import (
     QueueWatch,
     Snapshot,
@@ -86,6 +90,8 @@ class _Plan:
     target: Target
     programs: Programs
     database: Database
+    keys: EncryptionSettings | None
+    encryption: Encryption | None
 
 
 def take_full_backup(
@@ -93,7 +99,7 @@ def take_full_backup(
 ) -> Backup:
     """Take a full backup and publish it. ``now`` names it when the request does not.
 
-    Raises BackupFailed, DatabaseUnreachable, NotEnoughSpace, Locked, InvalidRequest.
+    Raises BackupFailed, DatabaseUnreachable, NotEnoughSpace, Locked, InvalidRequest, NoKeys.
     """
     repository = Repository(settings.repository)
     backup_id = request.backup_id or repository.free_id("backup", now)
@@ -117,7 +123,9 @@ def take_full_backup(
 
 
 def _preflight(settings: Settings, repository: Repository) -> _Plan:
-    """The checks of the procedures: connection, programs, room."""
+    """The checks of the procedures: connection, programs, room; and the keys."""
+    keys = settings.encryption.at_home
+    encryption = described(keys)
     target = Target.of(settings)
     with connect(target, FIXED_SETTINGS) as connection:
         database = read_database(connection)
@@ -135,7 +143,9 @@ def _preflight(settings: Settings, repository: Repository) -> _Plan:
             f"{free / 2**30:.2f} GiB free in {repository.root}, {needed / 2**30:.2f} GiB needed",
             hint="free space there, set BACKUP_DIR elsewhere, or lower backup.minimum_free",
         )
-    return _Plan(target=target, programs=programs, database=database)
+    return _Plan(
+        target=target, programs=programs, database=database, keys=keys, encryption=encryption
+    )
 
 
 def _write(
@@ -149,11 +159,11 @@ def _write(
     dumped, evidence = _dump_with_patience(settings, plan, staging, report)
     files = [
         *dumped.files,
-        *hash_files(staging.folder, [staging.folder / GLOBALS_FILE], 1),
-        staging.write(DATABASE_FILE, settings_sql(plan.database).encode()),
+        *hash_files(staging.folder, [staging.folder / (GLOBALS_FILE + ending(plan.keys))], 1),
+        _part(plan, staging, DATABASE_FILE, settings_sql(plan.database).encode()),
     ]
     if evidence is not None:
-        files.append(staging.write(EVIDENCE_FILE, write_json(evidence)))
+        files.append(_part(plan, staging, EVIDENCE_FILE, write_json(evidence)))
     database = settings.database
     return Manifest(
         backup_id=staging.backup_id,
@@ -172,6 +182,7 @@ def _write(
         tool_versions={"pg_dump": plan.programs.version, "kyb_backup_pipeline": __version__},
         dump_format=settings.backup.format,
         compression=dumped.compression,
+        encryption=plan.encryption,
         uncompressed_size=dumped.uncompressed_size,
         files=tuple(files),
         requirements=plan.database.requirements,
@@ -179,6 +190,12 @@ def _write(
         label=request.label,
         run_id=request.run_id,
     )
+
+
+def _part(plan: _Plan, staging: Staging, name: str, content: bytes) -> BackupFile:
+    """A small file beside the dump."""
+    sealed = content if plan.keys is None else seal(plan.keys, content)
+    return staging.write(name + ending(plan.keys), sealed)
 
 
 def _summary(evidence: Evidence | None) -> EvidenceSummary:
@@ -244,6 +261,7 @@ def _dump(
         staging.folder,
         plan.programs,
         plan.target,
+        encryption=plan.keys,
         passwords=plan.database.reads_passwords,
         deadline=how.stall_timeout,
     ):
@@ -252,6 +270,7 @@ def _dump(
             plan.programs,
             replace(plan.target, application=_dump_sessions(staging)),
             how,
+            encryption=plan.keys,
             snapshot=snapshot,
             options=options,
             watch=watch,

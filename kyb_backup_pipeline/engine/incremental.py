@@ -23,6 +23,7 @@ from datetime import datetime
 import psycopg
 
 from kyb_backup_pipeline import __version__
+from kyb_backup_pipeline.engine.encryption import described
 from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.manifest import (
@@ -79,7 +80,7 @@ def take_incremental_backup(
 ) -> Backup:
     """Bring the log up to this moment into the repository and publish what was proved of it.
 
-    Raises BackupFailed, DatabaseUnreachable, NotEnoughSpace, Locked, InvalidRequest, Refused.
+    Raises BackupFailed, DatabaseUnreachable, NotEnoughSpace, Locked, InvalidRequest, Refused, NoKeys.
     """
     repository = Repository(settings.repository)
     backup_id = request.backup_id or repository.free_id("incr", now)
@@ -94,6 +95,7 @@ def take_incremental_backup(
                 f"{target} is a standby: a marker can be committed on the primary only",
                 hint="let DB_HOST be the primary",
             )
+        described(settings.encryption.at_home)  # without keys nothing is begun
         chain = _chain(repository, target, server)
         _check_room(settings, repository, server)
         store = repository.wal
@@ -301,6 +303,7 @@ def _manifest(
         server_version=f"{server.major}.{server.version % 10000}",
         tool_versions={"kyb_backup_pipeline": __version__},
         compression="zstd",
+        encryption=described(settings.encryption.at_home),
         uncompressed_size=len(segments) * server.segment_bytes,
         wal=Wal(
             base=chain.base.backup_id,

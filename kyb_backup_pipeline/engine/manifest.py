@@ -127,6 +127,13 @@ class Wal(_Document):
     archive_failures: int | None = None
 
 
+class Encryption(_Document):
+    """What the files of a backup are encrypted with: age and its public keys, or gpg's passphrase."""
+
+    method: Literal["age", "gpg"]
+    recipients: tuple[str, ...] = ()
+
+
 class Archive(_Document):
     """An encrypted archive among the files of a backup: tar, zstd, then age or gpg.
 
@@ -143,7 +150,11 @@ class Archive(_Document):
 
 
 class Manifest(_Document):
-    """One backup. Sizes in bytes, times aware and in UTC."""
+    """One backup. Sizes in bytes, times aware and in UTC.
+
+    ``encryption`` is of backups of the database; archives each say their own. Nothing here is secret:
+    a manifest is plain text also where all else is encrypted.
+    """
 
     backup_id: str
     timestamp: AwareDatetime
@@ -159,6 +170,7 @@ class Manifest(_Document):
     tool_versions: dict[str, str] = {}
     dump_format: Literal["plain", "directory"] = "plain"
     compression: str = "gzip"
+    encryption: Encryption | None = None
     uncompressed_size: int | None = None
     files: tuple[BackupFile, ...] = ()
     requirements: Requirements | None = None

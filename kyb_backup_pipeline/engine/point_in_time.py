@@ -24,7 +24,7 @@ from kyb_backup_pipeline.engine.markers import Markers, check_markers
 from kyb_backup_pipeline.engine.process import Account
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.reading import Read, read_everything
-from kyb_backup_pipeline.engine.recovery import Site, recovering, unpack_base
+from kyb_backup_pipeline.engine.recovery import Site, check_plan_key, recovering, unpack_base
 from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
@@ -61,13 +61,14 @@ def recover_into(
     """Recover ``plan`` into the folder ``into``, which must not exist. ``tablespaces`` is where those go that
     lay outside, by default ``<into>.tablespaces``.
 
-    Raises Refused, NotEnoughSpace, CouldNotVerify without programs of that version, RestoreFailed.
+    Raises Refused, NotEnoughSpace, CouldNotVerify without the key or programs of that version, RestoreFailed.
     """
     into = into.absolute()
     check_place(plan, into)
     base = plan.base
     tablespaces = tablespaces or _tablespaces_of(into)
     repository = Repository(settings.repository)
+    check_plan_key(plan, repository.wal, settings.encryption)
     with (
         repository.reading(plan.coverage.base),
         throwaway_folder(settings, major=base.server_major or 0, needed_bytes=0) as (
@@ -77,7 +78,7 @@ def recover_into(
         partial = _folder_beside(into, account)
         site = Site(
             private=private, data=partial / "data", tablespaces=partial / "tablespaces",
-            programs=programs, account=account,
+            programs=programs, account=account, keys=settings.encryption,
         )  # fmt: skip
         try:
             site.data.mkdir(mode=0o700)

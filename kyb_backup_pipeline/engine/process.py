@@ -314,6 +314,13 @@ def feed(child: Child, data: bytes, patience: float) -> None:
             rest = rest[os.write(descriptor, rest) :]
 
 
+def write_all(descriptor: int, block: bytes | bytearray | memoryview) -> None:
+    """Write a whole block, however often the kernel takes only a part."""
+    rest = memoryview(block)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 def alive(pid: int) -> bool:
     """Whether a process with this id runs (a zombie does not)."""
     try:

@@ -13,7 +13,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
@@ -21,6 +21,8 @@ import psycopg
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.base_archive import Unpacking, read_archives
 from kyb_backup_pipeline.engine.base_backup import BASE_FILE
+from kyb_backup_pipeline.engine.contents import check_opens
+from kyb_backup_pipeline.engine.encryption import plain_name
 from kyb_backup_pipeline.engine.errors import (
     CouldNotVerify,
     DatabaseUnreachable,
@@ -33,6 +35,7 @@ from kyb_backup_pipeline.engine.postgres import Programs, Target, connect
 from kyb_backup_pipeline.engine.process import Account
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
+from kyb_backup_pipeline.engine.settings import EncryptionSettings
 from kyb_backup_pipeline.engine.throwaway import session_options
 from kyb_backup_pipeline.engine.wal import format_lsn, parse_lsn
 from kyb_backup_pipeline.engine.wal_feeder import Feeder, hand_over
@@ -44,7 +47,7 @@ _POLL = 0.05
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """Where a recovery happens. ``private`` is for configuration, socket and pipes; the server runs as
-    ``account`` with ``programs`` of exactly the base's major version.
+    ``account`` with ``programs`` of exactly the base's major version. ``keys`` open what is encrypted.
     """
 
     private: Path
@@ -52,6 +55,7 @@ class Site:
     tablespaces: Path
     programs: Programs
     account: Account | None
+    keys: EncryptionSettings = field(default_factory=EncryptionSettings)
 
     @property
     def sockets(self) -> Path:
@@ -68,15 +72,41 @@ class Recovered:
     segments: int
 
 
+def check_plan_key(plan: RecoveryPlan, store: WalStore, keys: EncryptionSettings) -> None:
+    """Can what leads to the moment be opened here? Asked before anything is done. Raises CouldNotVerify.
+
+    The base is tried, and one segment for each set of recipients: they may have been encrypted for different
+    keys. Damage is none of its business.
+    """
+    for file in plan.base.files[:1]:
+        check_opens(plan.coverage.base.folder / file.path, keys)
+    samples: dict[tuple[str, ...], Path] = {}
+    for increment in plan.coverage.increments:
+        how = increment.encryption
+        names = [s.name for s in increment.require_wal().segments if s.name in plan.segments]
+        stored = store.find(names[-1]) if names else None
+        if stored is not None and stored.method is not None:
+            samples[(how.method, *how.recipients) if how else ()] = stored.path
+    for path in samples.values():
+        check_opens(path, keys)
+
+
 def unpack_base(plan: RecoveryPlan, site: Site, report: Reporter) -> list[Finding]:
-    """Unpack the base, comparing every file with its manifests; what is wrong is returned."""
+    """Unpack the base, comparing every file with its manifests; what is wrong is returned.
+
+    Raises CouldNotVerify where it cannot be opened.
+    """
     findings: list[Finding] = []
 
     def found(what: str, message: str) -> None:
         findings.append(Finding(object=what, message=message))
 
     unpacking = Unpacking(site.data, site.tablespaces, site.account, keep_manifest=True)
-    read_archives(plan.coverage.base.folder, plan.base, found, unpack=unpacking, report=report)
+    read = read_archives(
+        plan.coverage.base.folder, plan.base, found, keys=site.keys, unpack=unpacking, report=report
+    )
+    if read.unopened is not None and not findings:
+        raise read.unopened
     return findings
 
 
@@ -104,9 +134,9 @@ def second_opinion(plan: RecoveryPlan, site: Site) -> str | None:
 def _external(plan: RecoveryPlan) -> list[str]:
     """The object ids of the tablespaces that have archives of their own."""
     return [
-        file.path.removesuffix(".tar.zst")
-        for file in plan.base.files
-        if file.path.endswith(".tar.zst") and file.path != BASE_FILE
+        name.removesuffix(".tar.zst")
+        for name in (plain_name(file.path) for file in plan.base.files)
+        if name.endswith(".tar.zst") and name != BASE_FILE
     ]
 
 
@@ -142,7 +172,7 @@ def recovering(
     Raises RestoreFailed if the log does not lead there, CouldNotVerify for what is missing here.
     """
     _prepare(plan, site)
-    feeder = Feeder(store, plan, site.programs, site.private, site.data, site.account)
+    feeder = Feeder(store, plan, site.programs, site.private, site.data, site.account, site.keys)
     feeder.look_through_own()
     arguments = _configure(plan, site, feeder, pause=pause)
     with (

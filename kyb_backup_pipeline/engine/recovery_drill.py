@@ -25,6 +25,7 @@ from kyb_backup_pipeline.engine.reading import LOCK_TIMEOUT, read_everything
 from kyb_backup_pipeline.engine.recovery import (
     Recovered,
     Site,
+    check_plan_key,
     recovering,
     second_opinion,
     unpack_base,
@@ -84,6 +85,7 @@ def _drill(
     course: Course,
     report: Reporter,
 ) -> None:
+    check_plan_key(plan, repository.wal, settings.encryption)
     base = plan.base
     needed = round(1.1 * (base.uncompressed_size or 0)) + 64 * base.require_wal().segment_bytes
     with throwaway_folder(settings, major=base.server_major or 0, needed_bytes=needed) as (
@@ -95,6 +97,7 @@ def _drill(
             tablespaces=folder / "tablespaces",
             programs=programs,
             account=account,
+            keys=settings.encryption,
         )
         course.server = programs.version
         with course.step("unpack"):

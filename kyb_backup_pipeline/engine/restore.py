@@ -9,8 +9,8 @@ What is missing on the target (an extension, a locale) is told apart from a bad 
 """
 
 import contextlib
-import hashlib
 import logging
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +19,17 @@ import psycopg
 from psycopg import sql
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
+from kyb_backup_pipeline.engine.contents import DAMAGED, reading
 from kyb_backup_pipeline.engine.dump import DIRECTORY, GLOBALS_FILE, is_complete
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, RestoreFailed
 from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
 from kyb_backup_pipeline.engine.manifest import Requirements
 from kyb_backup_pipeline.engine.postgres import Programs, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
-from kyb_backup_pipeline.engine.restore_source import Source
+from kyb_backup_pipeline.engine.restore_source import Source, part_of
 from kyb_backup_pipeline.engine.sql_script import statements
 from kyb_backup_pipeline.engine.stream import EDGE
-from kyb_backup_pipeline.engine.verify import dump_file, method_of
+from kyb_backup_pipeline.engine.verify import dump_file
 
 _log = logging.getLogger(__name__)
 
@@ -168,8 +168,7 @@ def _first_line(error: psycopg.Error) -> str:
 
 def owner_of(source: Source) -> str | None:
     """The owner of the database that was backed up, where that was recorded."""
-    path = source.folder / DATABASE_FILE
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = (part_of(source, DATABASE_FILE) or b"").decode()
     match = re.search(r'^ALTER DATABASE :"DBNAME" OWNER TO "((?:[^"]|"")+)";$', text, re.M)
     return match[1].replace('""', '"') if match else None
 
@@ -275,10 +274,11 @@ def _psql(
     single_transaction: bool,
     report: Reporter,
 ) -> None:
+    """What came out of the decryption counts only if that ended well: till then psql is not told the end."""
     file = dump_file(source.manifest)
-    digest = hashlib.sha256()
+    head = tail = b""
     with (
-        open(source.folder / file.path, "rb", buffering=0) as compressed,
+        reading(source.folder / file.path, source.keys) as content,
         process.start(
             _psql_argv(programs, ["--single-transaction"] if single_transaction else []),
             env=target.environment(),
@@ -286,25 +286,20 @@ def _psql(
         ) as child,
     ):
         process.widen_pipe(child.stdin)
-        stream = Decompressor(method_of(file))
-        head = tail = b""
-        done = 0
         try:
-            while block := compressed.read(BLOCK):
-                digest.update(block)
-                for piece in stream.feed(block):
-                    head = head or piece[:EDGE]
-                    tail = (tail + piece[-EDGE:])[-EDGE:]
-                    process.feed(child, piece, stall_timeout)
-                done += len(block)
+            for piece in content.pieces:
+                head = head or piece[:EDGE]
+                tail = (tail + piece[-EDGE:])[-EDGE:]
+                process.feed(child, piece, stall_timeout)
+                done = min(content.size, file.size)
                 report(Progress(step="restore", done=done, total=file.size, detail=file.path))
             child.stdin.close()
         except BrokenPipeError:
             pass  # psql stopped at an error: finish() tells it
-        except CorruptStream as error:
+        except DAMAGED as error:
             raise RestoreFailed(f"{file.path} {error.message}") from error
         child.finish(stall_timeout)
-    if not stream.complete or digest.hexdigest() != file.sha256:
+    if not content.complete or content.sha256 != file.sha256:
         raise RestoreFailed(f"{file.path} has another SHA-256 than the manifest says")
     if not is_complete(tail, head):
         raise RestoreFailed(f"{file.path} holds an unfinished dump: pg_dump's last line is missing")
@@ -359,12 +354,15 @@ def _conninfo(dbname: str) -> str:
 
 def apply_database_settings(source: Source, programs: Programs, target: Target) -> list[str]:
     """Apply ``database_settings.sql``; return notes on settings this server does not know."""
-    path = source.folder / DATABASE_FILE
-    if not path.exists():
+    script = part_of(source, DATABASE_FILE)
+    if script is None:
         return ["no settings and grants of the database itself were recorded"]
     argv = _psql_argv(programs, ["--set=ON_ERROR_STOP=0"])
-    argv[-1] = f"--file={path}"
-    printed = process.run(argv, deadline=60, env=target.environment()).stderr
+    with open(os.memfd_create("settings"), "w+b", buffering=0) as file:
+        process.write_all(file.fileno(), script)
+        file.seek(0)
+        with process.start(argv, env=target.environment(), stdin=file) as child:
+            printed = child.finish(60)
     notes = []
     for message in re.findall(r"ERROR:\s+(.*)", printed):
         if not message.startswith("unrecognized configuration parameter"):

@@ -42,9 +42,11 @@ from kyb_backup_pipeline.engine.restore import (
 from kyb_backup_pipeline.engine.restore_source import (
     Origin,
     Source,
+    check_key,
     evidence_of,
     globals_of,
     origin_of,
+    part_of,
 )
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
@@ -88,7 +90,8 @@ def _drill(settings: Settings, backup: Backup, course: Course, report: Reporter)
         manifest = _whole(backup, course, report)
     if manifest is None:
         return
-    source = Source(folder=backup.folder, manifest=manifest)
+    source = Source(folder=backup.folder, manifest=manifest, keys=settings.encryption)
+    check_key(source)
     origin = origin_of(source)
     evidence = evidence_of(source)
     with ExitStack() as stack:
@@ -203,7 +206,7 @@ def _compare_settings(source: Source, target: Target, *, all_taken: bool) -> Ite
     """
     with connect(target, FIXED_SETTINGS) as connection:
         restored = settings_sql(read_database(connection)).splitlines()
-    for line in (source.folder / DATABASE_FILE).read_text(encoding="utf-8").splitlines():
+    for line in (part_of(source, DATABASE_FILE) or b"").decode().splitlines():
         if line not in restored and (all_taken or " SET " not in line):
             what = re.sub(r"( SET \S+) TO .*|( COMMENT ON DATABASE) .*", r"\1\2", line)
             yield Finding(object=DATABASE_FILE, message=f"has no effect after restore: {what}")

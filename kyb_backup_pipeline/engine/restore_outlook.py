@@ -17,12 +17,25 @@ from psycopg import sql
 
 from kyb_backup_pipeline.engine.database_mark import oid_of_restoring
 from kyb_backup_pipeline.engine.database_swap import database_oid
-from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, Refused, RestoreFailed
+from kyb_backup_pipeline.engine.encryption import check_own
+from kyb_backup_pipeline.engine.errors import (
+    CouldNotVerify,
+    InvalidRequest,
+    KybError,
+    Refused,
+    RestoreFailed,
+)
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.postgres import Target, connect
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, maintenance
 from kyb_backup_pipeline.engine.restore import check_requirements, missing_here
-from kyb_backup_pipeline.engine.restore_source import Origin, Source, globals_of, origin_of
+from kyb_backup_pipeline.engine.restore_source import (
+    Origin,
+    Source,
+    check_key,
+    globals_of,
+    origin_of,
+)
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.sql_script import statements
 from kyb_backup_pipeline.engine.store import Backup
@@ -100,14 +113,32 @@ def check_wish(settings: Settings, backup: Backup, wish: Wish) -> None:
             raise InvalidRequest(f"{wish.into!r} is no name of a database")
 
 
+def check_openable(settings: Settings, backup: Backup, wish: Wish) -> None:
+    """Is the key here: for the backup, and for the safety backup of what is there now?
+
+    Raises CouldNotVerify.
+    """
+    manifest = backup.require_manifest()
+    check_key(Source(folder=backup.folder, manifest=manifest, keys=settings.encryption))
+    if wish.into is None and wish.safety_backup and settings.encryption.at_home:
+        try:
+            check_own(settings.encryption)
+        except CouldNotVerify as error:
+            raise CouldNotVerify(
+                f"the backup of what is there now could not be verified here: {error.message}",
+                hint=f"{error.hint}; or --without-safety-backup",
+            ) from error
+
+
 def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime) -> Outlook:
     """What a restore would do, without doing it.
 
     Raises Refused and CouldNotVerify for what it cannot do here, DatabaseUnreachable, RestoreFailed.
     """
     check_wish(settings, backup, wish)
+    check_openable(settings, backup, wish)
     manifest = backup.require_manifest()
-    source = Source(folder=backup.folder, manifest=manifest)
+    source = Source(folder=backup.folder, manifest=manifest, keys=settings.encryption)
     origin = origin_of(source)
     target = restoring_target(settings)
     server = maintenance(target)

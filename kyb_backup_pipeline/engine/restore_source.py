@@ -1,27 +1,31 @@
 """A full backup as a restore sees it: what it says of its source, and what it needs.
 
-Those of the old scripts have no manifest of ours: what they need is read from the dump itself.
+Its small files are read in memory, decrypted where they are encrypted; nothing of them touches the disk. Those of the old scripts have no manifest of ours: what they need is read from the dump itself.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
+from kyb_backup_pipeline.engine.contents import DAMAGED, check_opens, compression_of, read_whole
 from kyb_backup_pipeline.engine.dump import GLOBALS_FILE
+from kyb_backup_pipeline.engine.encryption import method_of, plain_name
 from kyb_backup_pipeline.engine.errors import RestoreFailed
-from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE, Evidence, read_evidence
+from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE, Evidence, parse_evidence
 from kyb_backup_pipeline.engine.manifest import Manifest, Requirements
-from kyb_backup_pipeline.engine.verify import dump_file, method_of
+from kyb_backup_pipeline.engine.settings import EncryptionSettings
+from kyb_backup_pipeline.engine.verify import dump_file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A backup as a restore sees it: where it lies and what it says of itself."""
+    """A backup as a restore sees it: where it lies, what it says of itself, and what opens it."""
 
     folder: Path
     manifest: Manifest
+    keys: EncryptionSettings = field(default_factory=EncryptionSettings)
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,45 @@ def _head(source: Source) -> str:
     file = dump_file(source.manifest)
     try:
         with open(source.folder / file.path, "rb") as compressed:
-            pieces = Decompressor(method_of(file)).feed(compressed.read(BLOCK))
+            method = compression_of(file.path) or "gzip"
+            pieces = Decompressor(method).feed(compressed.read(BLOCK))
             return next(pieces, b"")[:8192].decode(errors="replace")
     except CorruptStream as error:
         raise RestoreFailed(f"{file.path} {error.message}") from error
 
 
+def check_key(source: Source) -> None:
+    """Can what is encrypted be opened here? Asked before anything is done. Raises CouldNotVerify.
+
+    Damage is none of its business: verification names it.
+    """
+    for file in source.manifest.files:
+        if method_of(file.path) is not None:
+            check_opens(source.folder / file.path, source.keys)
+            return
+
+
+def part_of(source: Source, name: str) -> bytes | None:
+    """What is in one of the small files; None where it is not there.
+
+    Raises CouldNotVerify without the key, RestoreFailed.
+    """
+    listed = (file.path for file in source.manifest.files if plain_name(file.path) == name)
+    path = source.folder / next(listed, name)
+    try:
+        return read_whole(path, source.keys)
+    except FileNotFoundError:
+        return None
+    except DAMAGED as error:
+        raise RestoreFailed(f"{path.name} {error.message}") from error
+
+
 def evidence_of(source: Source) -> Evidence | None:
-    """The evidence, where the backup has any. Raises RestoreFailed."""
-    if not any(file.path == EVIDENCE_FILE for file in source.manifest.files):
+    """The evidence, where the backup has any. Raises RestoreFailed, CouldNotVerify."""
+    if not any(plain_name(file.path) == EVIDENCE_FILE for file in source.manifest.files):
         return None
     try:
-        return read_evidence(source.folder / EVIDENCE_FILE)
+        return parse_evidence(part_of(source, EVIDENCE_FILE) or b"")
     except ValueError as error:
         raise RestoreFailed(f"{EVIDENCE_FILE} cannot be read") from error
 
@@ -80,12 +111,12 @@ def evidence_of(source: Source) -> Evidence | None:
 def globals_of(source: Source) -> tuple[str, bool]:
     """The script of roles and tablespaces, and whether they were recorded.
 
-    Where they were not, it makes those that the dump names.
+    Where they were not, it makes those that the dump names. Raises RestoreFailed, CouldNotVerify.
     """
-    script = source.folder / GLOBALS_FILE
-    if source.manifest.legacy or not script.exists():
+    script = None if source.manifest.legacy else part_of(source, GLOBALS_FILE)
+    if script is None:
         return mentioned_globals(source.folder / dump_file(source.manifest).path), False
-    return script.read_text(encoding="utf-8", errors="surrogateescape"), True
+    return script.decode("utf-8", errors="surrogateescape"), True
 
 
 _MENTIONED_ROLES = re.compile(
@@ -114,7 +145,7 @@ def mentioned_globals(path: Path) -> str:
 
 def _pieces(path: Path) -> Iterator[bytes]:
     """The decompressed text of a dump in pieces that end with whole lines."""
-    stream = Decompressor(method_of(path))
+    stream = Decompressor(compression_of(path.name) or "gzip")
     rest = b""
     with open(path, "rb") as file:
         while block := file.read(BLOCK):

@@ -13,7 +13,7 @@ from kyb_backup_pipeline.engine.errors import BackupFailed
 from kyb_backup_pipeline.engine.platform_api import fetch_sessions
 from kyb_backup_pipeline.engine.postgres import Target, connect
 from kyb_backup_pipeline.engine.settings import ApplicationSettings, Settings
-from kyb_backup_pipeline.engine.stream import POLL
+from kyb_backup_pipeline.engine.sink import POLL
 
 
 def read_sessions(settings: Settings) -> tuple[str, bytes] | None:

@@ -3,7 +3,16 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from kyb_backup_pipeline.engine.trouble import Severity
 
@@ -87,11 +96,17 @@ class RestoreTestSettings(_Section):
     stall_timeout: Seconds = 3600
 
 
+def _as_a_word(value: object) -> object:
+    """Variables hold text: ``true`` and ``false`` mean what they mean in a file."""
+    return {"true": True, "false": False}.get(str(value).lower(), value)
+
+
 class EncryptionSettings(_Section):
-    """How archives of configuration and application state are encrypted.
+    """How archives of configuration and application state are encrypted, and whether backups of the
+    database are: never, at home and everywhere (``True``), or only on their way to another place.
 
     ``recipients`` are public keys of age; ``identity_file`` holds the private one, and is needed only
-    where archives are looked into or restored. gpg takes the passphrase.
+    where what is encrypted is looked into or restored. gpg takes the passphrase.
     """
 
     method: Literal["age", "gpg"] = "age"
@@ -99,6 +114,12 @@ class EncryptionSettings(_Section):
     identity_file: Path | None = None
     passphrase: SecretStr | None = None
     passphrase_file: Path | None = None
+    database: Annotated[Literal[False, True, "offsite"], BeforeValidator(_as_a_word)] = False
+
+    @property
+    def at_home(self) -> "EncryptionSettings | None":
+        """What backups of the database are encrypted with as they are taken; None: they are not."""
+        return self if self.database is True else None
 
 
 class ApplicationSettings(_Section):
@@ -300,3 +321,16 @@ class Settings(_Section):
     metrics: MetricsSettings = MetricsSettings()
     alerts: AlertSettings = AlertSettings()
     schedules: ScheduleSettings = ScheduleSettings()
+
+    @field_validator("encryption")
+    @classmethod
+    def _fits_the_format(
+        cls, encryption: EncryptionSettings, info: ValidationInfo
+    ) -> EncryptionSettings:
+        backup = info.data.get("backup")
+        if encryption.at_home and backup is not None and backup.format == "directory":
+            raise ValueError(
+                'database = true does not apply to backup.format = "directory", whose files pg_dump '
+                'writes by itself: set backup.format = "plain"'
+            )
+        return encryption

@@ -1,10 +1,10 @@
-"""One pass: what a program prints, compressed and hashed on its way to the disk.
+"""One pass: what a program prints, compressed, encrypted where that is wanted, and hashed on its way to
+the disk.
 
-The program, the compression and the hash work side by side, in bounded memory; the file is flushed
-at the end. Used for dumps and for base backups.
+The program, the compression, the encryption and the hash work side by side, in bounded memory; the file is
+flushed at the end. Used for dumps and for base backups. Where to look next: ``sink``.
 """
 
-import hashlib
 import os
 import select
 import time
@@ -14,12 +14,11 @@ from pathlib import Path
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import BLOCK, Method, compressor
-from kyb_backup_pipeline.engine.errors import BackupFailed
 from kyb_backup_pipeline.engine.manifest import BackupFile
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
+from kyb_backup_pipeline.engine.settings import EncryptionSettings
+from kyb_backup_pipeline.engine.sink import POLL, silent_child, writing
 
-CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-POLL = 0.25
 EDGE = 4096
 """How many bytes of a stream's beginning and end are kept, to tell whether it is whole."""
 
@@ -38,6 +37,7 @@ def squeeze(
     child: process.Child,
     path: Path,
     *,
+    encryption: EncryptionSettings | None,
     method: Method,
     level: int | None,
     threads: int,
@@ -51,32 +51,22 @@ def squeeze(
     """Write the output of ``child`` to ``path``, flushed, and see to it that it ended well.
 
     ``watch`` is called about once a second and may raise. Raises BackupFailed if nothing comes for
-    ``patience`` seconds, ProcessFailed, OSError.
+    ``patience`` seconds, ProcessFailed, OSError, NoKeys.
     """
     work = compressor(method, level=level, threads=threads)
-    digest = hashlib.sha256()
-    total = size = 0
+    total = 0
     head = tail = b""
-    with open(os.open(path, CREATE, 0o600), "wb", buffering=0) as file:
-
-        def keep(block: bytes) -> None:
-            nonlocal size
-            if block:
-                digest.update(block)
-                write_all(file.fileno(), block)
-                size += len(block)
-
+    with writing(path, encryption) as sink:
         for block in _blocks(child, patience, watch):
             head = head or bytes(block[:edge])
             tail = (tail + bytes(block[-edge:]))[-edge:]
             total += len(block)
-            keep(work.compress(block))
-            report(Progress(step=step, done=total, total=expected, detail=f"{size} written"))
-        keep(work.flush())
+            if compressed := work.compress(block):
+                sink.write(compressed)
+            report(Progress(step=step, done=total, total=expected, detail=f"{sink.size} written"))
+        sink.write(work.flush())
         child.finish(patience)
-        os.fsync(file.fileno())
-    described = BackupFile(path=path.name, size=size, sha256=digest.hexdigest())
-    return Squeezed(file=described, total=total, head=head, tail=tail)
+        return Squeezed(file=sink.close(), total=total, head=head, tail=tail)
 
 
 def _blocks(
@@ -103,18 +93,3 @@ def _blocks(
             watch()
         heard = now
         yield buffer[:count]
-
-
-def silent_child(child: process.Child, patience: float) -> BackupFailed:
-    """The error for a program that stands still."""
-    return BackupFailed(
-        f"{child.program} made no progress for {patience:g} s",
-        hint="is the server hanging? backup.stall_timeout sets how long to wait",
-    )
-
-
-def write_all(descriptor: int, block: bytes | memoryview) -> None:
-    """Write a whole block, however often the kernel takes only a part."""
-    rest = memoryview(block)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

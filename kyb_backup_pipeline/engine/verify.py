@@ -1,7 +1,7 @@
 """Verification: are the files of a backup what was written, whole, and complete?
 
-One pass over each file: SHA-256 beside decompression, nothing kept. Beyond the checksums the dump
-itself must have come to its end, so that an unfinished one whose checksum fits does not pass. Every
+One pass over each file: SHA-256 beside decryption and decompression, nothing kept. Without the key the checksum
+of what is encrypted counts, and its content *could not be verified*. Beyond the checksums the dump itself must have come to its end, so that an unfinished one whose checksum fits does not pass. Every
 byte is covered: the files by the manifest, the manifest by its own checksum file, that one by being
 compared to the letter.
 
@@ -18,7 +18,8 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor, Method
+from kyb_backup_pipeline.engine.compression import BLOCK
+from kyb_backup_pipeline.engine.contents import DAMAGED, compression_of, read_whole, reading
 from kyb_backup_pipeline.engine.dump import (
     DIRECTORY,
     GLOBALS_FILE,
@@ -26,8 +27,9 @@ from kyb_backup_pipeline.engine.dump import (
     checksum_of_files,
     is_complete,
 )
+from kyb_backup_pipeline.engine.encryption import method_of, plain_name
 from kyb_backup_pipeline.engine.errors import BackupFailed, CouldNotVerify, KybError
-from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE, read_evidence
+from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE, parse_evidence
 from kyb_backup_pipeline.engine.examination import Examination
 from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
 from kyb_backup_pipeline.engine.manifest import (
@@ -42,7 +44,7 @@ from kyb_backup_pipeline.engine.manifest import (
 )
 from kyb_backup_pipeline.engine.postgres import client_programs
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
-from kyb_backup_pipeline.engine.settings import PostgresSettings, Settings
+from kyb_backup_pipeline.engine.settings import EncryptionSettings, PostgresSettings, Settings
 from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
 from kyb_backup_pipeline.engine.stream import EDGE
 from kyb_backup_pipeline.engine.verify_archive import examine_archives, examine_legacy
@@ -156,7 +158,7 @@ def examine_manifest(backup: Backup, seen: Examination) -> Manifest | None:
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
     """What a manifest says against itself: parts of a backup that it does not list."""
-    listed = {file.path for file in manifest.files}
+    listed = {plain_name(file.path) for file in manifest.files}
     wanted = {GLOBALS_FILE, DATABASE_FILE}
     if manifest.evidence is not None and manifest.evidence.mode == "content":
         wanted.add(EVIDENCE_FILE)
@@ -194,12 +196,6 @@ def dump_file(manifest: Manifest) -> BackupFile:
     return next(file for file in files_of(manifest) if file.path.startswith(PLAIN_FILE))
 
 
-def method_of(file: BackupFile | Path) -> Method:
-    """How a file is compressed, by its name."""
-    name = file.path if isinstance(file, BackupFile) else file.name
-    return "zstd" if name.endswith(".zst") else "gzip"
-
-
 def _examine(
     repository: Repository,
     backup: Backup,
@@ -209,11 +205,11 @@ def _examine(
     report: Reporter,
 ) -> None:
     if manifest.type == "base":
-        examine_base(backup, manifest, seen, report)
+        examine_base(backup, manifest, settings.encryption, seen, report)
     elif manifest.type == "incremental":
-        examine_increment(repository, manifest, seen, report)
+        examine_increment(repository, manifest, settings.encryption, seen, report)
     elif manifest.type == "full":
-        _examine_files(backup, manifest, settings.postgres, seen, report)
+        _examine_files(backup, manifest, settings, seen, report)
     else:
         examine_archives(backup, manifest, settings.encryption, seen, report)
     if manifest.type != "full":
@@ -233,29 +229,29 @@ def _note_strangers(backup: Backup, known: set[str], seen: Examination) -> None:
 def _examine_files(
     backup: Backup,
     manifest: Manifest,
-    programs: PostgresSettings,
+    settings: Settings,
     seen: Examination,
     report: Reporter,
 ) -> None:
-    files = files_of(manifest)
+    files, keys = files_of(manifest), settings.encryption
     total = sum(file.size for file in files)
     for file in files:
         report(Progress(step="verify", done=seen.read, total=total, detail=file.path))
-        if file.path.endswith((".zst", ".gz")):
-            _examine_compressed(backup.folder, file, seen, total, report)
+        if method_of(file.path) or compression_of(file.path):
+            _examine_content(backup.folder, file, keys, seen, total, report)
         else:
             examine_file(backup.folder, file, seen)
-            if file.path == EVIDENCE_FILE and not seen.findings and seen.unverifiable is None:
-                _examine_evidence(backup.folder, seen)
+        if plain_name(file.path) == EVIDENCE_FILE and not (seen.findings or seen.unverifiable):
+            _examine_evidence(backup.folder / file.path, keys, seen)
     report(Progress(step="verify", done=total, total=total))
     _note_strangers(backup, {file.path for file in files}, seen)
     if not manifest.legacy and not any(f.path.startswith(PLAIN_FILE) for f in files):
-        _examine_directory(backup.folder / DIRECTORY, manifest, programs, seen)
+        _examine_directory(backup.folder / DIRECTORY, manifest, settings.postgres, seen)
 
 
-def _examine_evidence(folder: Path, seen: Examination) -> None:
+def _examine_evidence(path: Path, keys: EncryptionSettings, seen: Examination) -> None:
     try:
-        read_evidence(folder / EVIDENCE_FILE)
+        parse_evidence(read_whole(path, keys))
     except ValueError:
         seen.found(EVIDENCE_FILE, "holds no evidence that can be read")
 
@@ -293,30 +289,45 @@ def _read_checked(folder: Path, file: BackupFile, seen: Examination) -> Iterator
     seen.compare(file, size, digest.hexdigest())
 
 
-def _examine_compressed(
-    folder: Path, file: BackupFile, seen: Examination, total: int, report: Reporter
+def _examine_content(
+    folder: Path,
+    file: BackupFile,
+    keys: EncryptionSettings,
+    seen: Examination,
+    total: int,
+    report: Reporter,
 ) -> None:
-    """Checksum and decompression in one pass; the dump must begin and end as one."""
-    stream: Decompressor | None = Decompressor(method_of(file))
+    """Checksum, decryption and decompression in one pass; the dump must begin and end as one."""
     head = tail = b""
-    before = len(seen.findings)
-    done = seen.read
-    damage = None
-    for block in _read_checked(folder, file, seen):
-        done += len(block)
-        try:
-            for piece in stream.feed(block) if stream else ():
-                head = head or piece[:EDGE]
-                tail = (tail + piece[-EDGE:])[-EDGE:]
-        except CorruptStream as error:
-            damage, stream = error.message, None
-        report(Progress(step="verify", done=min(done, total - 1), total=total, detail=file.path))
-    if len(seen.findings) > before or seen.unverifiable is not None:
+    before, done = len(seen.findings), seen.read
+    damage: str | None = None
+    unopened: CouldNotVerify | None = None
+    try:
+        with reading(folder / file.path, keys, in_memory=True) as content:
+            try:
+                for piece in content.pieces:
+                    head = head or piece[:EDGE]
+                    tail = (tail + piece[-EDGE:])[-EDGE:]
+                    at = min(done + content.size, total - 1)
+                    report(Progress(step="verify", done=at, total=total, detail=file.path))
+            except CouldNotVerify as error:
+                unopened = error
+            except DAMAGED as error:
+                damage = error.message
+    except FileNotFoundError:
+        seen.found(file.path, "is missing")
+        return
+    except OSError as error:
+        seen.unreadable(file.path, error)
+        return
+    seen.read += content.size
+    seen.compare(file, content.size, content.sha256)
+    if len(seen.findings) > before:
         return
     if damage is not None:
         seen.found(file.path, damage)
-    elif stream is not None and not stream.complete:
-        seen.found(file.path, "ends before its compressed data do")
+    elif unopened is not None:
+        seen.unopened(unopened)
     elif file.path.startswith(PLAIN_FILE) and not is_complete(tail, head):
         seen.found(file.path, "holds an unfinished dump: pg_dump's last line is missing")
     elif _TABLE_DATA.search(file.path) and not _TABLE_END.search(tail):

@@ -13,19 +13,19 @@ from pathlib import Path
 from kyb_backup_pipeline.engine import legacy
 from kyb_backup_pipeline.engine.archive_reader import Entry, MemberCheck, read_tar
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
-from kyb_backup_pipeline.engine.encryption import Undecryptable, check_opening
+from kyb_backup_pipeline.engine.contents import DAMAGED, opening
+from kyb_backup_pipeline.engine.encryption import check_opening
 from kyb_backup_pipeline.engine.errors import CouldNotVerify
 from kyb_backup_pipeline.engine.examination import Examination
 from kyb_backup_pipeline.engine.file_backup import FLAGS_FILE
 from kyb_backup_pipeline.engine.manifest import MANIFEST, Archive, BackupFile, Manifest
 from kyb_backup_pipeline.engine.member import MEMBER_LIST, ArchiveDamaged, Member
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
-from kyb_backup_pipeline.engine.sealed import opening
 from kyb_backup_pipeline.engine.settings import EncryptionSettings
 from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.tree import shown
 
-DAMAGE = (ArchiveDamaged, CorruptStream, Undecryptable)
+DAMAGE = (ArchiveDamaged, *DAMAGED)
 """What a stream that is not what was written ends with."""
 
 _NO_CHECKSUMS = "the old script recorded no checksums: whole as far as can be told, {0}"
@@ -94,10 +94,7 @@ def _examine_archive(
     if damage is not None:
         seen.found(file.path, damage)
     elif unopened is not None:
-        seen.unverifiable = CouldNotVerify(
-            f"checksum passed, content could not be verified: {unopened.message}",
-            hint=unopened.hint,
-        )
+        seen.unopened(unopened)
     else:
         judge_members(check, archive, seen)
 

@@ -2,7 +2,8 @@
 
 A base: every archive hashed and decompressed, each file in it compared with PostgreSQL's own manifest,
 in one streaming pass (``base_archive``). An increment: each of its segments decompressed and compared
-with the SHA-256 that the increment recorded; its base must be there, and no segment between missing.
+with the SHA-256 that the increment recorded; its base must be there, and no segment between missing. What is
+encrypted and cannot be opened here has its checksum compared, and *could not be verified*.
 """
 
 import hashlib
@@ -10,33 +11,48 @@ import hashlib
 from kyb_backup_pipeline.engine.base_archive import own_segments, read_archives
 from kyb_backup_pipeline.engine.base_backup import BASE_FILE
 from kyb_backup_pipeline.engine.dump import checksum_of_files
-from kyb_backup_pipeline.engine.errors import NotFound
+from kyb_backup_pipeline.engine.encryption import plain_name
+from kyb_backup_pipeline.engine.errors import CouldNotVerify, NotFound
 from kyb_backup_pipeline.engine.examination import Examination
 from kyb_backup_pipeline.engine.manifest import MANIFEST, Manifest, Wal
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
+from kyb_backup_pipeline.engine.settings import EncryptionSettings
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.wal import history_name, parse_history, parse_lsn, ranges
 from kyb_backup_pipeline.engine.wal_store import WalDamaged
 
 
-def examine_base(backup: Backup, manifest: Manifest, seen: Examination, report: Reporter) -> None:
+def examine_base(
+    backup: Backup,
+    manifest: Manifest,
+    keys: EncryptionSettings,
+    seen: Examination,
+    report: Reporter,
+) -> None:
     """Look at every byte of a base backup."""
     if manifest.wal is None:
         seen.found(MANIFEST, "says nothing of the WAL of this base backup")
         return
-    if BASE_FILE not in {file.path for file in manifest.files}:
+    if BASE_FILE not in {plain_name(file.path) for file in manifest.files}:
         seen.found(MANIFEST, f"lists no {BASE_FILE}")
     if checksum_of_files(manifest.files) != manifest.checksum:
         seen.found(MANIFEST, "has a checksum that does not fit its list of files")
     try:
-        seen.read += read_archives(backup.folder, manifest, seen.found, report=report)
+        read = read_archives(backup.folder, manifest, seen.found, keys=keys, report=report)
+        seen.read += read.bytes
+        if read.unopened is not None:
+            seen.unopened(read.unopened)
     except OSError as error:
         seen.unreadable(str(error.filename or backup.folder), error)
     report(Progress(step="verify", done=manifest.total_size, total=manifest.total_size))
 
 
 def examine_increment(
-    repository: Repository, manifest: Manifest, seen: Examination, report: Reporter
+    repository: Repository,
+    manifest: Manifest,
+    keys: EncryptionSettings,
+    seen: Examination,
+    report: Reporter,
 ) -> None:
     """Look at every segment of an increment, and at the way to it from its base."""
     wal = manifest.wal
@@ -60,8 +76,8 @@ def examine_increment(
             seen.found(f"WAL segment {segment.name}", "is another than this increment recorded")
             continue
         try:
-            size = store.extract(stored, None)
             seen.read += stored.size
+            size = store.extract(stored, None, keys)
             if size != wal.segment_bytes:
                 seen.found(f"WAL segment {segment.name}", f"has {size} bytes")
         except WalDamaged as error:
@@ -69,6 +85,8 @@ def examine_increment(
                 f"{segment.name}: "
             )
             seen.found(f"WAL segment {segment.name}", message)
+        except CouldNotVerify as error:
+            seen.unopened(error)
         except OSError as error:
             seen.unreadable(f"WAL segment {segment.name}", error)
     report(Progress(step="verify", done=total, total=total))

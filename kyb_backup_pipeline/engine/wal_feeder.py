@@ -1,10 +1,10 @@
 """Hands WAL to a recovering server: each segment on request, checked before it is given.
 
 The server's ``restore_command`` is a line of shell that writes a name into one pipe and reads a status
-from another; we decompress the segment, compare it with its checksum, and put it where PostgreSQL wants
-it. So the server needs no right to read the repository, a damaged or missing segment has a name, and
-recovery never ends early in silence: what the plan has and the store has not is an error, not the
-end of the log.
+from another; we decrypt and decompress the segment, compare it with its checksum, and put it where
+PostgreSQL wants it. So the server needs no right to read the repository and no key, a damaged or missing
+segment has a name, and recovery never ends early in silence: what the plan has and the store has not is
+an error, not the end of the log.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from kyb_backup_pipeline.engine.errors import CouldNotVerify, KybError, RestoreF
 from kyb_backup_pipeline.engine.postgres import Programs
 from kyb_backup_pipeline.engine.process import Account
 from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
+from kyb_backup_pipeline.engine.settings import EncryptionSettings
 from kyb_backup_pipeline.engine.wal import SEGMENT_NAME, Segment, format_lsn, parse_segment
 from kyb_backup_pipeline.engine.wal_store import WalStore
 
@@ -38,12 +39,14 @@ class Feeder:
         folder: Path,
         data: Path,
         account: Account | None,
+        keys: EncryptionSettings,
     ) -> None:
         self._store = store
         self._plan = plan
         self._programs = programs
         self._data = data
         self._account = account
+        self._keys = keys
         self._ask = folder / "ask"
         self._answer = folder / "answer"
         self._scan = folder / "scan"
@@ -104,7 +107,7 @@ class Feeder:
             raise RestoreFailed(f"the WAL segment {name} is missing in {self._store.root}")
         if stored.sha256 != self._plan.segments.get(name, stored.sha256):
             raise RestoreFailed(f"{name} is another than the one its backup recorded")
-        self._store.extract(stored, destination)
+        self._store.extract(stored, destination, self._keys)
         if SEGMENT_NAME.fullmatch(name):
             self._look_through(name, destination)
             self.served += 1

@@ -1,8 +1,9 @@
 """How WAL comes into the store: through a replication slot, or out of the server's inbox.
 
 Both give the same: every file that a server wrote, looked at (is it a segment, of this cluster, the one
-that its name says?) and moved into the store while the next ones arrive. Where the server no longer has
-what comes next there is a hole that nothing can fill; it is named, and a new base backup is needed.
+that its name says?) and moved into the store while the next ones arrive, encrypted where backups of the
+database are; till then they lie as the server wrote them. Where the server no longer has what comes next
+there is a hole that nothing can fill; it is named, and a new base backup is needed.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from kyb_backup_pipeline.engine.manifest import Manifest
 from kyb_backup_pipeline.engine.postgres import Programs, Target, connect, replication_programs
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.replication import Server
-from kyb_backup_pipeline.engine.settings import Settings
+from kyb_backup_pipeline.engine.settings import EncryptionSettings, Settings
 from kyb_backup_pipeline.engine.wal import (
     ARCHIVED_NAME,
     SEGMENT_NAME,
@@ -97,7 +98,8 @@ def _receive(
     report: Reporter,
 ) -> None:
     """Through the slot, up to ``end``; segments come into the store while the next ones arrive."""
-    _import(store, store.receiving, server, report)  # what a killed run had received
+    sealed = settings.encryption.at_home
+    _import(store, store.receiving, server, report, sealed)  # what a killed run had received
     missing = missing_segments(store, chain, chain.reached, end, server)
     if not missing:
         return
@@ -121,7 +123,7 @@ def _receive(
         with process.start(argv, env=target.environment()) as child:
             heard = time.monotonic()
             while not child.ended_within(_POLL):
-                if _import(store, store.receiving, server, report, skip=(cursor.name,)):
+                if _import(store, store.receiving, server, report, sealed, skip=(cursor.name,)):
                     heard = time.monotonic()
                 elif time.monotonic() - heard > settings.wal.wait:
                     raise BackupFailed(
@@ -133,7 +135,7 @@ def _receive(
         raise _receive_error(error, settings) from error
     finally:
         cursor.unlink(missing_ok=True)
-    _import(store, store.receiving, server, report)
+    _import(store, store.receiving, server, report, sealed)
     for path in store.receiving.iterdir():
         path.unlink()
 
@@ -185,7 +187,7 @@ def _import_inbox(
     _sweep(inbox)
     give_up = time.monotonic() + settings.wal.wait
     while True:
-        _import(store, inbox, server, report)
+        _import(store, inbox, server, report, settings.encryption.at_home)
         missing = missing_segments(store, chain, chain.start, end, server)
         if not missing or (missing[0].end < end and _passed(store, missing[0], server)):
             return
@@ -241,6 +243,7 @@ def _import(
     place: Path,
     server: Server,
     report: Reporter,
+    encryption: EncryptionSettings | None,
     *,
     skip: Iterable[str] = (),
 ) -> int:
@@ -261,7 +264,7 @@ def _import(
                 hint="what wrote it there? move it away, and let the server archive it again",
             )
         try:
-            stored = store.add(path, name)
+            stored = store.add(path, name, encryption)
         except WalConflict as error:
             if SEGMENT_NAME.fullmatch(name) or name.endswith(".history"):
                 raise WalConflict(f"{path}: {error.message}", hint=error.hint) from error

@@ -4,6 +4,12 @@
 by one link, so that a segment is there whole or not at all; what is there is never overwritten.
 History files and what else a server archives lie beside, in the same way. Nothing here says which
 segments belong together: ``wal`` and ``recovery`` do.
+
+Where backups of the database are encrypted, segments are ``<segment>-<SHA-256 of its content>-<SHA-256 of
+the file>.zst.age`` (``.gpg``): the second one tells without the key whether the file is as it was written.
+The first tells nothing of the content but whether somebody who has a segment has this one: a segment is
+megabytes that nobody guesses. History files and backup labels stay plain: they hold positions in the log
+and times, and whoever plans a recovery or a deletion reads them, with the key or without.
 """
 
 import contextlib
@@ -20,11 +26,20 @@ from kyb_backup_pipeline.engine.compression import (
     Decompressor,
     compressor,
 )
-from kyb_backup_pipeline.engine.errors import KybError, ProofFailed
+from kyb_backup_pipeline.engine.contents import DAMAGED, IN_MEMORY, reading
+from kyb_backup_pipeline.engine.encryption import Method, ending, method_of
+from kyb_backup_pipeline.engine.errors import CouldNotVerify, KybError, ProofFailed
 from kyb_backup_pipeline.engine.files import flush_folder
+from kyb_backup_pipeline.engine.settings import EncryptionSettings
+from kyb_backup_pipeline.engine.sink import writing
 from kyb_backup_pipeline.engine.wal import ARCHIVED_NAME, SEGMENT_NAME, history_name
 
-_FILE = re.compile(rf"({ARCHIVED_NAME.pattern})-([0-9a-f]{{64}})\.zst")
+_FILE = re.compile(
+    rf"(?P<name>{ARCHIVED_NAME.pattern})-(?P<sha256>[0-9a-f]{{64}})"
+    r"(?:\.zst|-(?P<file>[0-9a-f]{64})\.zst\.(?:age|gpg))"
+)
+_PLAIN = (".history", ".backup")
+"""Never encrypted."""
 
 
 class WalConflict(KybError):
@@ -39,12 +54,21 @@ class WalDamaged(ProofFailed):
 
 @dataclass(frozen=True)
 class Stored:
-    """One stored file: ``sha256`` is of its content, ``size`` in bytes as it lies on the disk."""
+    """One stored file: ``sha256`` is of its content, ``size`` in bytes as it lies on the disk.
+
+    ``file_sha256`` is that of the file, where it is encrypted.
+    """
 
     name: str
     sha256: str
     path: Path
     size: int
+    file_sha256: str | None = None
+
+    @property
+    def method(self) -> Method | None:
+        """How it is encrypted."""
+        return method_of(self.path.name)
 
 
 class WalStore:
@@ -66,8 +90,8 @@ class WalStore:
     def names(self, timeline: int) -> dict[str, Stored]:
         """All files of a timeline by name."""
         return {
-            name: Stored(name, sha256, Path(entry.path), entry.stat().st_size)
-            for name, sha256, entry in self._files(timeline)
+            match["name"]: _stored(match, Path(entry.path), entry.stat().st_size)
+            for match, entry in self._files(timeline)
         }
 
     def everything(self) -> list[str]:
@@ -80,7 +104,7 @@ class WalStore:
             with contextlib.suppress(FileNotFoundError):
                 for name in os.listdir(self._folder(timeline)):
                     if match := _FILE.fullmatch(name):
-                        found.append(match[1])
+                        found.append(match["name"])
         return found
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
@@ -89,26 +113,26 @@ class WalStore:
         return {
             name: entry.stat().st_size
             for timeline in sorted({int(name[:8], 16) for name in wanted})
-            for name, _, entry in self._files(timeline)
-            if name in wanted
+            for match, entry in self._files(timeline)
+            if (name := match["name"]) in wanted
         }
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete files for ever, in this order; for the one who holds the lock of increments."""
         timelines = self.timelines()
-        paths = {name: entry.path for t in timelines for name, _, entry in self._files(t)}
+        paths = {match["name"]: entry.path for t in timelines for match, entry in self._files(t)}
         for name in names:
             if name in paths:
                 os.unlink(paths[name])
         for timeline in timelines:
             flush_folder(self._folder(timeline))
 
-    def _files(self, timeline: int) -> Iterator[tuple[str, str, "os.DirEntry[str]"]]:
-        """Name, SHA-256 and entry of each file of a timeline."""
+    def _files(self, timeline: int) -> Iterator[tuple[re.Match[str], "os.DirEntry[str]"]]:
+        """What its name says, and the entry, of each file of a timeline."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder(timeline)) as entries:
             for entry in entries:
                 if match := _FILE.fullmatch(entry.name):
-                    yield match[1], match[match.lastindex or 0], entry
+                    yield match, entry
 
     def listing(self, timeline: int, since: str = "") -> set[str]:
         """The names of all segments of a timeline, without looking at each; those from ``since`` on, which
@@ -117,7 +141,7 @@ class WalStore:
         behind = since[8:]
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder(timeline)) as entries:
             return {
-                match[1]
+                match["name"]
                 for entry in entries
                 if entry.name[8:24] >= behind and (match := _FILE.fullmatch(entry.name))
             }
@@ -138,29 +162,33 @@ class WalStore:
 
     def find(self, name: str) -> Stored | None:
         """The stored file with this name."""
-        for path in self._folder(int(name[:8], 16)).glob(f"{name}-*.zst"):
+        for path in self._folder(int(name[:8], 16)).glob(f"{name}-*.zst*"):
             if match := _FILE.fullmatch(path.name):
-                return Stored(name, match[match.lastindex or 0], path, path.stat().st_size)
+                return _stored(match, path, path.stat().st_size)
         return None
 
-    def add(self, source: Path, name: str) -> Stored:
-        """Take a file in, durably. The same content once more is fine. Raises WalConflict, OSError."""
+    def add(self, source: Path, name: str, encryption: EncryptionSettings | None = None) -> Stored:
+        """Take a file in, durably. The same content once more is fine.
+
+        Raises WalConflict, OSError, NoKeys, BackupFailed.
+        """
         folder = self._folder(int(name[:8], 16))
         folder.mkdir(mode=0o700, exist_ok=True)
         temporary = folder / f".{name}.{os.getpid()}.tmp"
         digest = hashlib.sha256()
         squeeze = compressor("zstd", level=None, threads=1)
+        encryption = None if name.endswith(_PLAIN) else encryption
+        small = source.stat().st_size <= IN_MEMORY
         try:
             with (
                 open(source, "rb", buffering=0) as file,
-                open(temporary, "wb", buffering=0, opener=_private) as out,
+                writing(temporary, encryption, in_memory=small) as sink,
             ):
                 while block := file.read(BLOCK):
                     digest.update(block)
-                    out.write(squeeze.compress(block))
-                out.write(squeeze.flush())
-                os.fsync(out.fileno())
-                size = out.tell()
+                    sink.write(squeeze.compress(block))
+                sink.write(squeeze.flush())
+                written = sink.close()
             known = self._sound(name)
             if known is not None and known.sha256 != digest.hexdigest():
                 raise WalConflict(
@@ -171,53 +199,69 @@ class WalStore:
                 )
             if known is not None:
                 return known
-            path = folder / f"{name}-{digest.hexdigest()}.zst"
+            hashes = digest.hexdigest() + (f"-{written.sha256}" if encryption else "")
+            path = folder / f"{name}-{hashes}.zst{ending(encryption)}"
             os.rename(temporary, path)
             flush_folder(folder)
             flush_folder(self.root)
-            return Stored(name, digest.hexdigest(), path, size)
+            match = _FILE.fullmatch(path.name)
+            assert match is not None
+            return _stored(match, path, written.size)
         finally:
             temporary.unlink(missing_ok=True)
 
     def _sound(self, name: str) -> Stored | None:
-        """The stored file with this name; one that is damaged makes room for a good one."""
+        """The stored file with this name; one that is damaged makes room for a good one.
+
+        Of one that is encrypted its checksum tells: the key need not be here.
+        """
         known = self.find(name)
         if known is not None:
             try:
-                self.extract(known, None)
+                if known.file_sha256 is None:
+                    self.extract(known, None)
+                elif _sha256(known.path) != known.file_sha256:
+                    raise WalDamaged(f"{name} has another SHA-256 than its name says")
             except WalDamaged:
                 known.path.unlink()
                 return None
         return known
 
-    def extract(self, stored: Stored, destination: Path | None) -> int:
+    def extract(
+        self, stored: Stored, destination: Path | None, keys: EncryptionSettings | None = None
+    ) -> int:
         """Write the content to ``destination`` (None: nowhere); return its size in bytes.
 
-        Raises WalDamaged if it is not what the name says; the destination is then removed.
+        Raises WalDamaged if it is not what the name says, CouldNotVerify where it cannot be opened; the
+        destination is then removed.
         """
         digest = hashlib.sha256()
-        stream = Decompressor("zstd")
         size = 0
+        trouble: KybError | None = None
         place = destination or Path(os.devnull)
         try:
             with (
-                open(stored.path, "rb", buffering=0) as source,
+                reading(stored.path, keys or EncryptionSettings(), in_memory=True) as content,
                 open(place, "wb", buffering=0, opener=_private) as out,
             ):
-                while block := source.read(BLOCK):
-                    for piece in stream.feed(block):
+                try:
+                    for piece in content.pieces:
                         digest.update(piece)
                         out.write(piece)
                         size += len(piece)
-            if not stream.complete:
-                raise WalDamaged(f"{stored.name} ends before its compressed data do")
+                except (*DAMAGED, CouldNotVerify) as error:
+                    trouble = error
+            if stored.file_sha256 not in (None, content.sha256):
+                raise WalDamaged(f"{stored.name} has another SHA-256 than its name says")
+            if isinstance(trouble, CouldNotVerify):
+                raise trouble
+            if trouble is not None:
+                raise WalDamaged(f"{stored.name}: {trouble.message}") from trouble
             if digest.hexdigest() != stored.sha256:
                 raise WalDamaged(f"{stored.name} has another SHA-256 than its name says")
-        except (CorruptStream, WalDamaged) as error:
+        except KybError:
             if destination is not None:
                 destination.unlink(missing_ok=True)
-            if isinstance(error, CorruptStream):
-                raise WalDamaged(f"{stored.name}: {error.message}") from error
             raise
         return size
 
@@ -250,6 +294,15 @@ class WalStore:
 
     def _folder(self, timeline: int) -> Path:
         return self.root / f"{timeline:08X}"
+
+
+def _stored(match: re.Match[str], path: Path, size: int) -> Stored:
+    return Stored(match["name"], match["sha256"], path, size, match["file"])
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _private(path: str, flags: int) -> int:
