@@ -103,11 +103,12 @@ def _inventory(settings: Settings, target: Target, copies: Sequence[Listed]) -> 
     backups = [_as_backup(listed) for listed in copies]
     repository = Repository(settings.repository)
     timelines = {b.manifest.wal.timeline for b in backups if b.manifest and b.manifest.wal}
-    with tempfile.TemporaryDirectory(prefix="kyb-offsite-") as folder:
-        records = ProofRecords(Path(folder))
-        _fetch_records(target, {listed.backup_id for listed in copies}, records)
-        standings = {b.backup_id: standing(records, b.backup_id) for b in backups}
     try:
+        with tempfile.TemporaryDirectory(prefix="kyb-offsite-") as folder:
+            records = ProofRecords(Path(folder))
+            _fetch_records(target, {listed.backup_id for listed in copies}, records)
+            _add_records(repository.records, [b.backup_id for b in backups], records)
+            standings = {b.backup_id: standing(records, b.backup_id) for b in backups}
         holds = {hold.backup_id: hold for hold in Holds(settings.repository).all()}
         histories = {t: _history(repository, t) for t in timelines}
     except OSError as error:
@@ -146,6 +147,15 @@ def _fetch_records(target: Target, ids: set[str], into: ProofRecords) -> None:
               and f.key.rsplit("/", 2)[1] in ids]  # fmt: skip
     with ThreadPoolExecutor(target.options.parallel, thread_name_prefix="records") as pool:
         list(pool.map(bring, wanted))
+
+
+def _add_records(home: ProofRecords, ids: Sequence[str], into: ProofRecords) -> None:
+    """What was proved at home since the push counts as well: a backup that failed is to be looked at."""
+    for backup_id in ids:
+        for path in home.newest_first(backup_id):
+            folder = into.root / backup_id
+            folder.mkdir(exist_ok=True)
+            (folder / path.name).write_bytes(path.read_bytes())
 
 
 def _in_order(doomed: Iterable[Decision]) -> list[Decision]:
