@@ -106,6 +106,30 @@ class Machine:
             return verify_copy(place, listed, deep=deep, now=utc_now())
 
 
+@dataclass(frozen=True)
+class Disk:
+    """A folder as an off-site place, and what tests do there behind the back of the pipeline."""
+
+    root: Path
+
+    def environment(self) -> dict[str, str]:
+        return {"KYB_OFFSITE__URL": str(self.root / "kyb")}
+
+    def objects(self, below: str = "kyb") -> list[str]:
+        files = (path for path in (self.root / below).rglob("*") if path.is_file())
+        return sorted(str(path.relative_to(self.root)) for path in files)
+
+    def read(self, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+    def write(self, key: str, content: bytes) -> None:
+        (self.root / key).write_bytes(content)
+
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            (self.root / key).unlink()
+
+
 def machine_in(root: Path, environment: Mapping[str, str]) -> Machine:
     """A machine with an empty repository."""
     machine = Machine(root, environment)

@@ -25,7 +25,7 @@ from kyb_backup_pipeline.engine.offsite_target import TargetUnreachable
 from kyb_backup_pipeline.engine.offsite_view import Views
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline_tests.breaking_proxy import Answer, Passage, proxy_to
-from kyb_backup_pipeline_tests.offsite_sites import PART, Machine, content, machine_in
+from kyb_backup_pipeline_tests.offsite_sites import PART, Disk, Machine, content, machine_in
 from kyb_backup_pipeline_tests.s3_server import SECRET, Bucket, S3Server
 
 
@@ -41,9 +41,15 @@ def other(tmp_path: Path, machine: Machine) -> Machine:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Machine:
-    (tmp_path / "disk").mkdir()
-    return machine_in(tmp_path / "backups", {"KYB_OFFSITE__URL": str(tmp_path / "disk")})
+def disk(tmp_path: Path) -> Disk:
+    (tmp_path / "disk" / "kyb").mkdir(parents=True)
+    return Disk(tmp_path / "disk")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, disk: Disk) -> Machine:
+    """A machine whose off-site place is a folder."""
+    return machine_in(tmp_path / "folder-backups", disk.environment())
 
 
 def test_what_is_fetched_is_to_the_byte_what_was_pushed(machine: Machine, other: Machine) -> None:
@@ -147,33 +153,35 @@ def test_encrypted_on_the_way_nothing_of_it_can_be_read_there(
     assert other.verify(deep=True).verdict == "passed"
 
 
-def test_gpg_encrypts_as_well(machine: Machine, other: Machine, bucket: Bucket) -> None:
+def test_gpg_encrypts_as_well(folder: Machine, disk: Disk, tmp_path: Path) -> None:
+    other = machine_in(tmp_path / "other", folder.environment)
     gpg = {"KYB_ENCRYPTION__DATABASE": "offsite", "KYB_ENCRYPTION__METHOD": "gpg",
            "KYB_ENCRYPTION__PASSPHRASE": "a long passphrase"}  # fmt: skip
-    backup = machine.backup(size=PART + 5)
-    assert Machine(machine.root, {**machine.environment, **gpg}).push().copy.encryption == "gpg"
+    backup = folder.backup(size=PART + 5)
+    assert Machine(folder.root, {**folder.environment, **gpg}).push().copy.encryption == "gpg"
     fetched = Machine(other.root, {**other.environment, **gpg}).fetch()
     assert content(fetched.folder) == content(backup.folder)
-    assert b"SCRAM" not in b"".join(bucket.read(key) for key in bucket.objects())
+    assert b"SCRAM" not in b"".join(disk.read(key) for key in disk.objects())
 
 
 def test_archives_that_are_encrypted_at_home_are_copied_as_they_are(
-    machine: Machine, tmp_path: Path
+    folder: Machine, tmp_path: Path
 ) -> None:
     pair = new_key_pair(tmp_path / "keys", utc_now())
     sealed = {"KYB_ENCRYPTION__DATABASE": "offsite", "KYB_ENCRYPTION__RECIPIENTS": pair.recipient}
-    machine = Machine(machine.root, {**machine.environment, **sealed})
-    machine.backup("config_1", kind="configuration")
-    assert machine.push("config_1").copy.encryption == "none"
+    folder = Machine(folder.root, {**folder.environment, **sealed})
+    folder.backup("config_1", kind="configuration")
+    assert folder.push("config_1").copy.encryption == "none"
 
 
 def test_a_commit_object_from_somebody_hostile_is_believed_nothing(
-    machine: Machine, other: Machine, bucket: Bucket
+    folder: Machine, disk: Disk, tmp_path: Path
 ) -> None:
-    machine.backup()
-    machine.push()
+    other = machine_in(tmp_path / "other", folder.environment)
+    folder.backup()
+    folder.push()
     key = f"kyb/database/full/full_1/{COMMIT}"
-    good = json.loads(bucket.read(key))
+    good = json.loads(disk.read(key))
     hostile = (
         {**good, "files": [{**good["files"][0], "path": "../../../../etc/cron.d/x"}]},
         {**good, "files": [{**good["files"][0], "path": "/etc/cron.d/x"}]},
@@ -184,21 +192,21 @@ def test_a_commit_object_from_somebody_hostile_is_believed_nothing(
         {**good, "format_version": 99},
     )
     for document in hostile:
-        bucket.write(key, json.dumps(document).encode())
-        (listed,) = machine.copies()
+        disk.write(key, json.dumps(document).encode())
+        (listed,) = folder.copies()
         assert listed.copy_ is None and listed.problem
         assert other.cli.run("offsite", "fetch", "full_1").returncode == 6
-    bucket.write(key, b"\x00")
+    disk.write(key, b"\x00")
     assert other.verify().verdict == "failed"
     assert not list(other.root.glob("database/full/.*")) + list(other.root.glob("database/full/*"))
-    machine.push(again=True)
+    folder.push(again=True)
     assert other.fetch().backup_id == "full_1"
 
 
 def test_copies_are_pruned_by_the_rules_of_home_with_limits_of_their_own(
-    machine: Machine, bucket: Bucket
+    folder: Machine, disk: Disk
 ) -> None:
-    shelf = machine.shelf
+    shelf = folder.shelf
     for day in (0, 1, 2, 50, 100, 120, 130):
         shelf.put("full", f"full_{day}", day + 0.1)
     shelf.prove("full_100")
@@ -206,17 +214,17 @@ def test_copies_are_pruned_by_the_rules_of_home_with_limits_of_their_own(
     shelf.increment("incr_old", 89, "base_old", range(0, 2))
     shelf.base("base_new", 50, 4)
     shelf.increment("incr_new", 0.5, "base_new", range(4, 6))
-    assert machine.cli.run("offsite", "push", "--all").returncode == 0
+    assert folder.cli.run("offsite", "push", "--all").returncode == 0
     held = Hold(backup_id="full_120", until=utc_now() + timedelta(days=1), why="the audit")
-    Holds(machine.root).place(held)
-    machine.shelf.prove("full_120", "failed")
-    gone = prune(machine, utc_now() + timedelta(hours=1))
+    Holds(folder.root).place(held)
+    folder.shelf.prove("full_120", "failed")
+    gone = prune(folder, utc_now() + timedelta(hours=1))
     assert {one.what for one in gone if one.deleted} == {"full_130", "base_old", "incr_old"}
-    assert "full_100" in machine.ids()  # the newest that was verified
-    later = prune(machine, utc_now() + timedelta(days=2))
+    assert "full_100" in folder.ids()  # the newest that was verified
+    later = prune(folder, utc_now() + timedelta(days=2))
     assert {one.kind for one in later} == {"wal"}
-    assert len(bucket.objects("kyb/database/incremental/wal")) == 2
-    assert all(machine.verify(name, deep=True).verdict == "passed" for name in machine.ids())
+    assert len(disk.objects("kyb/database/incremental/wal")) == 2
+    assert all(folder.verify(name, deep=True).verdict == "passed" for name in folder.ids())
 
 
 def prune(machine: Machine, now: datetime) -> list[Deleted]:
@@ -225,29 +233,29 @@ def prune(machine: Machine, now: datetime) -> list[Deleted]:
         return apply_prune(settings, place, plan_prune(settings, place, now), now=now)
 
 
-def test_a_clock_that_jumped_deletes_no_copy(machine: Machine) -> None:
+def test_a_clock_that_jumped_deletes_no_copy(folder: Machine) -> None:
     for day in range(6):
-        machine.shelf.put("full", f"full_{day}", day)
-    assert machine.cli.run("offsite", "push", "--all").returncode == 0
+        folder.shelf.put("full", f"full_{day}", day)
+    assert folder.cli.run("offsite", "push", "--all").returncode == 0
     with pytest.raises(Refused, match="has the clock jumped"):
-        prune(machine, utc_now() + timedelta(days=400))
-    assert len(machine.ids()) == 6
+        prune(folder, utc_now() + timedelta(days=400))
+    assert len(folder.ids()) == 6
 
 
-def test_what_a_cut_push_left_goes_after_a_day(machine: Machine, bucket: Bucket) -> None:
-    machine.backup()
-    machine.push()
-    machine.backup("full_2", seed=2)
-    machine.push("full_2")
-    bucket.delete(f"kyb/database/full/full_2/{COMMIT}")
-    assert machine.ids() == ["full_1"]
-    before = len(bucket.objects("kyb/database/full/full_2"))
+def test_what_a_cut_push_left_goes_after_a_day(folder: Machine, disk: Disk) -> None:
+    folder.backup()
+    folder.push()
+    folder.backup("full_2", seed=2)
+    folder.push("full_2")
+    disk.delete(f"kyb/database/full/full_2/{COMMIT}")
+    assert folder.ids() == ["full_1"]
+    before = len(disk.objects("kyb/database/full/full_2"))
     assert before > 8
-    assert prune(machine, utc_now() + timedelta(hours=23)) == []
-    (gone,) = prune(machine, utc_now() + timedelta(hours=25))
+    assert prune(folder, utc_now() + timedelta(hours=23)) == []
+    (gone,) = prune(folder, utc_now() + timedelta(hours=25))
     assert gone.what == "database/full/full_2"
-    assert bucket.objects("kyb/database/full/full_2") == []
-    assert machine.verify(deep=True).verdict == "passed"
+    assert disk.objects("kyb/database/full/full_2") == []
+    assert folder.verify(deep=True).verdict == "passed"
 
 
 def test_each_object_is_locked_as_it_is_written_and_a_locked_copy_is_skipped(
@@ -293,23 +301,25 @@ def test_each_object_is_locked_as_it_is_written_and_a_locked_copy_is_skipped(
         assert locked.ids() == ["full_0"]
 
 
-def test_a_folder_that_is_not_mounted_is_not_filled(folder: Machine, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_mounted_is_not_filled(
+    folder: Machine, disk: Disk, tmp_path: Path
+) -> None:
     folder.backup()
     folder.push()
-    disk = tmp_path / "disk"
-    disk.rename(tmp_path / "elsewhere")
+    place = disk.root / "kyb"
+    place.rename(tmp_path / "elsewhere")
     with pytest.raises(TargetUnreachable, match="there is no folder"):
         folder.push()
-    disk.mkdir()  # the empty mount point
+    place.mkdir()  # the empty mount point
     with pytest.raises(TargetUnreachable, match="has no marker"):
         folder.push()
-    assert list(disk.iterdir()) == []
-    trouble = Views(folder.root).read("offsite", str(disk)).trouble
+    assert list(place.iterdir()) == []
+    trouble = Views(folder.root).read("offsite", str(place)).trouble
     assert trouble is not None and "has no marker" in trouble.message
     assert any(line.level == "error" for line in offsite(folder.settings, utc_now()))
     assert folder.cli.run("offsite", "list", "--probe").returncode == 0
     assert folder.push().sent > 0
-    assert Views(folder.root).read("offsite", str(disk)).trouble is None
+    assert Views(folder.root).read("offsite", str(place)).trouble is None
 
 
 def test_several_places_are_pushed_to_and_one_that_fails_does_not_keep_the_other_from_it(
