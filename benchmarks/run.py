@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import archives, backups, footprint, proofs, recovery, wal
+from benchmarks import archives, backups, footprint, offsite, proofs, recovery, wal
 from benchmarks.stage import Plan, Stage, prepared
 from benchmarks.table import Table, render
 
@@ -35,6 +35,8 @@ CASES: Mapping[str, Callable[[Plan], Table]] = {
     "files": archives.files,
     "recovery": recovery.restore,
     "switch": recovery.switch,
+    "offsite": offsite.upload,
+    "offsite-memory": offsite.memory,
 }
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

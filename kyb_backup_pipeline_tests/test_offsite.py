@@ -11,6 +11,7 @@ from kyb_backup_pipeline.engine.encryption import WrongKey, new_key_pair
 from kyb_backup_pipeline.engine.errors import (
     CouldNotVerify,
     InvalidRequest,
+    NotFound,
     ProofFailed,
     Refused,
     SettingsInvalid,
@@ -27,6 +28,7 @@ from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline_tests.breaking_proxy import Answer, Passage, proxy_to
 from kyb_backup_pipeline_tests.offsite_sites import PART, Disk, Machine, content, machine_in
 from kyb_backup_pipeline_tests.s3_server import SECRET, Bucket, S3Server
+from kyb_backup_pipeline_tests.shelves import legacy_dump
 
 
 @pytest.fixture
@@ -104,6 +106,23 @@ def test_an_increment_brings_its_wal_and_with_its_chain_all_that_a_recovery_need
     run = other.cli.run("offsite", "fetch", "incr_2", "--chain", "--json")
     assert [line["id"] for line in json.loads(run.stdout)] == ["base_1", "incr_1", "incr_2"]
     assert content(other.root / "database") == content(machine.root / "database")
+
+
+def test_a_backup_of_the_old_scripts_is_copied_too(folder: Machine, tmp_path: Path) -> None:
+    old = legacy_dump(folder.shelf, "backup_20250101_020000", 3)
+    folder.push("backup_20250101_020000")
+    other = machine_in(tmp_path / "other", folder.environment)
+    assert content(other.fetch("backup_20250101_020000").folder) == content(old)
+    (old / "database.sql.gz").write_bytes(b"dumb")
+    with pytest.raises(ProofFailed):
+        folder.push("backup_20250101_020000", again=True)
+    state = folder.root / "application/state/app_backup_1"
+    state.mkdir()
+    (state / "metadata.json").write_text(
+        '{"backup_id": "app_backup_1", "timestamp": "2025-01-01T00:00:00Z", "type": "application_state"}'
+    )
+    with pytest.raises(NotFound, match="without a manifest of its own"):
+        folder.push("app_backup_1")
 
 
 def test_a_damaged_backup_is_not_copied(machine: Machine) -> None:
@@ -335,6 +354,9 @@ def test_several_places_are_pushed_to_and_one_that_fails_does_not_keep_the_other
     assert [line["target"] for line in json.loads(run.stdout)] == ["offsite", "disk"]
     run = machine.cli.run("offsite", "list", "--target", "disk", "--json")
     assert [line["id"] for line in json.loads(run.stdout)] == ["full_1"]
+    run = machine.cli.run("offsite", "list")
+    assert run.returncode == TargetUnreachable.exit_code
+    assert run.stdout.count("full_1") == 2
     into = tmp_path / "into"
     assert (
         machine.cli.run(

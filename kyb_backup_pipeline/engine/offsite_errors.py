@@ -24,9 +24,10 @@ _EXPECTED_REGION = re.compile(r"<Region>([^<]+)</Region>|expecting '([^']+)'")
 _PASSING = {
     "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "ServerBusy", "OperationTimedOut",
     "BadDigest", "XAmzContentSHA256Mismatch", "Md5Mismatch", "IncompleteBody", "Throttling",
-    "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "ConditionalRequestConflict",
+    "ThrottlingException", "RequestLimitExceeded", "TooManyRequests",
 }  # fmt: skip
 """Also what a body says that was damaged on its way."""
+_CONTENDED = {"ConditionalRequestConflict", "OperationAborted"}
 _FULL = {
     "EntityTooLarge", "QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "StorageQuotaExceeded",
     "AccountStorageQuotaExceeded", "NotEnoughSpace",
@@ -58,6 +59,8 @@ def translated(error: Exception, what: str, place: str) -> Exception:
     if code in _BUCKET:
         return TargetMisconfigured(f"{place}: there is no such bucket ({code})",
                                    hint="offsite.url names the bucket; make it first, nothing here does")  # fmt: skip
+    if code in _CONTENDED:
+        return Passing(code)  # two at once, and neither has won yet
     if isinstance(error, exceptions.AlreadyExistsError):
         return AlreadyThere(what)
     if isinstance(error, FileNotFoundError) or status == 404:

@@ -38,7 +38,7 @@ class FolderTarget:
         self.url = str(self.root)
         self.options = options
 
-    def put(self, key: str, data: bytes, *, create: bool = False) -> str | None:
+    def put(self, key: str, data: bytes | bytearray, *, create: bool = False) -> str | None:
         path = self._path(key)
         with self._errors(f"write {key}"):
             self._make(path.parent)
@@ -146,7 +146,7 @@ class FolderTarget:
             ) from error
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes | bytearray) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "wb", buffering=0) as file:
         rest = memoryview(data)

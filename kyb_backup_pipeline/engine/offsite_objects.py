@@ -53,7 +53,7 @@ class ObjectTarget:
         self._store = _store(options, {})
         self._writing = _store(options, lock_headers(options, now))
 
-    def put(self, key: str, data: bytes, *, create: bool = False) -> str | None:
+    def put(self, key: str, data: bytes | bytearray, *, create: bool = False) -> str | None:
         mode: Any = "create" if create else "overwrite"
 
         def send() -> str | None:

@@ -129,7 +129,7 @@ class Sender:
             parts=tuple(parts),
         )
 
-    def _one(self, key: str, data: bytes, known: Found | None) -> Part:
+    def _one(self, key: str, data: bytes | bytearray, known: Found | None) -> Part:
         sha256 = key.rpartition("-")[2]
         if known is not None and known.size == len(data) and self._holds(known, data, sha256):
             self.tally.add(found=len(data))
@@ -138,14 +138,14 @@ class Sender:
         self.tally.add(sent=len(data))
         return Part(key=key, size=len(data), sha256=sha256, etag=etag)
 
-    def _holds(self, known: Found, data: bytes, sha256: str) -> bool:
+    def _holds(self, known: Found, data: bytes | bytearray, sha256: str) -> bool:
         """Whether an object that was there holds what its key says."""
         etag = (known.etag or "").strip('"')
         if self._honest and etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
             return True
         return self._reads_back(known.key, sha256)
 
-    def _send(self, key: str, data: bytes, sha256: str, *, replace: bool) -> str | None:
+    def _send(self, key: str, data: bytes | bytearray, sha256: str, *, replace: bool) -> str | None:
         for number in range(_SENDINGS):
             self._limiter.take(len(data))
             try:

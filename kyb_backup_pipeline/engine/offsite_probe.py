@@ -90,6 +90,9 @@ def probe(target: Target, now: datetime) -> Probe:
         listed = [found.key for found in target.list(place)]
         accepted = target.accepts_wrong_digest(wrong)
         lock = target.lock_of(one) or Lock()
+    except Gone:
+        raise TargetMisconfigured(f"{target.url} does not have what it has just taken",
+                                  hint="is offsite.url a bucket that keeps objects?") from None  # fmt: skip
     finally:
         for key in (one, wrong):
             _forget(target, key)

@@ -273,7 +273,7 @@ def _items(repository: Repository, backup: Backup, manifest: Manifest) -> Iterat
     folder = folder_of(backup.kind, backup.backup_id)
     for path in files_of(backup.folder):
         expected = described.get(str(path))
-        if manifest.legacy and expected is None and manifest.checksum is not None:
+        if manifest.legacy and path.name == Path(manifest.backup_file).name and manifest.checksum:
             expected = (manifest.file_size, manifest.checksum)
         yield _Item(path=str(path), file=backup.folder / path, place=f"{folder}/{path}",
                     expected=expected)  # fmt: skip

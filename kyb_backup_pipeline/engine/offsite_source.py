@@ -27,7 +27,7 @@ _PATIENCE = 600.0
 class Source:
     """The file being read. ``parts`` end before ``size`` and ``sha256`` are known."""
 
-    parts: Iterator[bytes] = field(default_factory=lambda: iter(()))
+    parts: Iterator[bytearray] = field(default_factory=lambda: iter(()))
     size: int = 0
     sha256: str = hashlib.sha256(b"").hexdigest()
 
@@ -53,7 +53,7 @@ def reading(path: Path, encryption: EncryptionSettings | None, part: int) -> Ite
                 child.kill()  # so that the thread beside comes to its end
 
 
-def _plain(file: IO[bytes], source: Source, part: int) -> Iterator[bytes]:
+def _plain(file: IO[bytes], source: Source, part: int) -> Iterator[bytearray]:
     digest = hashlib.sha256()
     while data := _filled(file, part):
         digest.update(data)
@@ -62,7 +62,7 @@ def _plain(file: IO[bytes], source: Source, part: int) -> Iterator[bytes]:
         yield data
 
 
-def _sealed(child: process.Child, feeding: "Future[None]", part: int) -> Iterator[bytes]:
+def _sealed(child: process.Child, feeding: "Future[None]", part: int) -> Iterator[bytearray]:
     while data := _filled(child.stdout, part):
         yield data
     feeding.result()
@@ -85,7 +85,7 @@ def _feed(child: process.Child, file: IO[bytes], source: Source) -> None:
     source.sha256 = digest.hexdigest()
 
 
-def _filled(file: IO[bytes], size: int) -> bytes:
+def _filled(file: IO[bytes], size: int) -> bytearray:
     """The next ``size`` bytes, less only at the end."""
     gathered = bytearray(size)
     view = memoryview(gathered)
@@ -97,4 +97,4 @@ def _filled(file: IO[bytes], size: int) -> bytes:
         filled += count
     view.release()
     del gathered[filled:]
-    return bytes(gathered)
+    return gathered

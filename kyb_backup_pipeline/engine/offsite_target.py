@@ -81,7 +81,7 @@ class Target(Protocol):
     url: str
     options: OffsiteTargetSettings
 
-    def put(self, key: str, data: bytes, *, create: bool = False) -> str | None:
+    def put(self, key: str, data: bytes | bytearray, *, create: bool = False) -> str | None:
         """Write an object, durably; return its etag. Raises AlreadyThere with ``create``."""
 
     def get(self, key: str) -> bytes:

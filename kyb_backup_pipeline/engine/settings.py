@@ -205,7 +205,7 @@ class OffsiteTargetSettings(_Section):
     credentials_file: Path | None = None
     rate_limit: int | None = Field(None, ge=1024)
     parallel: int = Field(4, ge=1, le=64)
-    part_size: int = Field(16 * 1024**2, ge=64 * 1024, le=256 * 1024**2)
+    part_size: int = Field(8 * 1024**2, ge=64 * 1024, le=256 * 1024**2)
     timeout: Seconds = 300
     retries: int = Field(6, ge=0, le=50)
     lock: Literal["none", "bucket", "governance", "compliance"] = "none"
