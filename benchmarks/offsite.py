@@ -24,7 +24,7 @@ from kyb_backup_pipeline_tests.s3_server import KEY, SECRET, Bucket, S3Server, r
 
 _RATE_LIMIT = 0.8
 _PEAK_LIMIT = 200.0
-_BLOCK = 32 << 20
+_BLOCK = 1 << 20
 
 
 def upload(plan: Plan) -> Table:

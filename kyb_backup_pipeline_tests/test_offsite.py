@@ -288,6 +288,8 @@ def test_each_object_is_locked_as_it_is_written_and_a_locked_copy_is_skipped(
         path = passage.path.partition("?")[0]
         if passage.writes and names[0] in passage.headers:
             assert all(name in passage.headers["authorization"] for name in names)
+            assert passage.headers["x-amz-sdk-checksum-algorithm"] == "SHA256"
+            assert "x-amz-checksum-sha256" in passage.headers  # no lock is granted without
             locks[path] = {name: passage.headers[name] for name in names}
         if passage.answer is not None and passage.method == "HEAD":
             passage.answer.headers |= locks.get(path, {})

@@ -51,7 +51,8 @@ class ObjectTarget:
         self.options = options
         self._s3 = self.url.startswith("s3://")
         self._store = _store(options, {})
-        self._writing = _store(options, lock_headers(options, now))
+        self._headers = lock_headers(options, now)
+        self._writing = _store(options, self._headers)
 
     def put(self, key: str, data: bytes | bytearray, *, create: bool = False) -> str | None:
         mode: Any = "create" if create else "overwrite"
@@ -111,7 +112,8 @@ class ObjectTarget:
     def accepts_wrong_digest(self, key: str) -> bool | None:
         if not self._s3:
             return None
-        wrong = _store(self.options, {"x-amz-checksum-sha256": _NOTHING}, checksum=False)
+        headers = {**self._headers, "x-amz-checksum-sha256": _NOTHING}
+        wrong = _store(self.options, headers, checksum=False)
 
         def send() -> bool:
             try:
@@ -146,10 +148,14 @@ class ObjectTarget:
 
 def lock_headers(options: OffsiteTargetSettings, now: datetime) -> dict[str, str]:
     """What a write says so that its object is locked."""
-    if options.lock not in ("governance", "compliance") or options.lock_days is None:
+    if options.lock == "none":
         return {}
+    said = {"x-amz-sdk-checksum-algorithm": "SHA256"}  # some look for this and not for the checksum
+    if options.lock == "bucket" or options.lock_days is None:
+        return said
     until = (now + timedelta(days=options.lock_days)).astimezone(UTC)
     return {
+        **said,
         "x-amz-object-lock-mode": options.lock.upper(),
         "x-amz-object-lock-retain-until-date": f"{until:%Y-%m-%dT%H:%M:%SZ}",
     }
