@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import archives, backups, footprint, proofs, recovery, wal, watching
+from benchmarks import archives, backups, footprint, offsite, proofs, recovery, wal, watching
 from benchmarks.stage import Plan, Stage, prepared
 from benchmarks.table import Table, render
 
@@ -36,6 +36,8 @@ CASES: Mapping[str, Callable[[Plan], Table]] = {
     "recovery": recovery.restore,
     "switch": recovery.switch,
     "watching": watching.watching,
+    "offsite": offsite.upload,
+    "offsite-memory": offsite.memory,
 }
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -30,6 +30,7 @@ from kyb_backup_pipeline.engine.settings import PostgresSettings, Settings
 from kyb_backup_pipeline.sandbox import sample_data
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
 from kyb_backup_pipeline_tests.platforms import Platform, platform_in
+from kyb_backup_pipeline_tests.s3_server import Bucket, S3Server, running_s3_server
 
 _SERVER_SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -234,3 +235,16 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
     """An application with its folder, its running service, and keys."""
     with platform_in(tmp_path / "platform") as platform:
         yield platform
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server."""
+    with running_s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> Bucket:
+    """A new bucket on it."""
+    return s3.bucket()

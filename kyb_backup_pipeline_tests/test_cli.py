@@ -258,7 +258,8 @@ def test_check_names_what_is_missing(
     file = settings_file(settings, tmp_path / "kyb.toml")
     files = {name: value for name, value in platform.environment.items() if name[:4] == "KYB_"}
     with mail_server() as mail:
-        told = {"ALERT_EMAIL": "oncall@example.com", "KYB_ALERTS__SMTP": mail.address}
+        told = {"ALERT_EMAIL": "oncall@example.com", "KYB_ALERTS__SMTP": mail.address,
+                "KYB_OFFSITE__URL": str(tmp_path), "KYB_ENCRYPTION__DATABASE": "offsite"}  # fmt: skip
         run = Cli(file, files | told).run("check", "--json")
     assert run.returncode == 0, run.stdout
     assert {line["level"] for line in json.loads(run.stdout)} == {"ok"}
@@ -268,6 +269,7 @@ def test_check_names_what_is_missing(
         run = Cli(file, environment).run("check")
         assert run.returncode == 3
         assert "nobody is told of troubles" in run.stdout
+        assert "off-site: no place is set" in run.stdout
         assert "this user may not read " in run.stdout
         assert "role passwords" in run.stdout
         assert "ends in /database" in run.stdout
@@ -301,7 +303,9 @@ def test_every_command_has_help_with_examples() -> None:
 
 def test_every_command_stands_in_the_runbook_and_none_else() -> None:
     text = (_DOCS / "runbook.md").read_text()
-    mentioned = set(re.findall(r"kyb-backup ((?:alert |backup |restore |keys )?[a-z-]+)", text))
+    mentioned = set(
+        re.findall(r"kyb-backup ((?:alert |backup |restore |keys |offsite )?[a-z-]+)", text)
+    )
     assert mentioned == set(commands())
 
 

@@ -71,6 +71,18 @@ _IN_ORDER = [
     "kyb-backup restore application ID",
     "kyb-backup backup configuration",
     "kyb-backup restore configuration ID --into DIR",
+    "kyb-backup offsite list --probe",
+    "kyb-backup offsite push --all",
+    "kyb-backup offsite push ID",
+    "kyb-backup offsite list",
+    "kyb-backup offsite verify",
+    "kyb-backup offsite verify --all --deep",
+    "kyb-backup offsite push ID --again",
+    "kyb-backup offsite fetch ID --into DIR",
+    "kyb-backup offsite prune",
+    "kyb-backup offsite prune --dry-run",
+    "kyb-backup offsite prune --yes",
+    "kyb-backup offsite fetch ID --chain",
     "kyb-backup prune --dry-run",
     "kyb-backup prune",
     "kyb-backup prune --yes",
@@ -152,6 +164,9 @@ def site(platform: Platform, place: Path, drills: Path, tmp_path: Path) -> Itera
             "KYB_RECOVERY__START_SERVER_COMMAND": shlex.join(["sh", "-c", start]),
             "ALERT_EMAIL": "oncall@example.com", "PATH": "/usr/bin:/bin",
         }  # fmt: skip
+        second = tmp_path / "second-disk"
+        second.mkdir()
+        environment["KYB_OFFSITE__URL"] = str(second)
         try:
             with mail_server() as mail:
                 environment["KYB_ALERTS__SMTP"] = mail.address
@@ -188,6 +203,8 @@ def test_every_command_does_what_the_runbook_says(site: Site) -> None:
             listed = site.cli.run("restore", "replaced")
             filled = filled.replace("NAME", listed.stdout.split()[0])
         filled = filled.replace("NAME", "kyb_look")
+        if "offsite fetch" in text and "--chain" in text:
+            shutil.rmtree(site.platform.settings.repository / "database/full/before_release_42")
         for part in filled.split(" && "):
             arguments = shlex.split(part)[1:]
             if any(ask in text for ask in _ASKS) and "--dry-run" not in arguments:

@@ -13,7 +13,7 @@ from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.figures import KINDS
 from kyb_backup_pipeline.engine.health import look_at
 from kyb_backup_pipeline.engine.holds import Hold
-from kyb_backup_pipeline.engine.inventory import Inventory
+from kyb_backup_pipeline.engine.inventory import Inventory, segments_of
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.prune import look
 from kyb_backup_pipeline.engine.prune_records import PruneRecords
@@ -24,14 +24,7 @@ from kyb_backup_pipeline.engine.settings import RetentionSettings, Settings
 from kyb_backup_pipeline.engine.store import FOLDERS, Repository
 from kyb_backup_pipeline.engine.survey import Survey
 from kyb_backup_pipeline.engine.wal import History, parse_lsn
-from kyb_backup_pipeline.sandbox.invented import (
-    MB,
-    listed,
-    manifest_of,
-    names,
-    publish,
-    segments_of,
-)
+from kyb_backup_pipeline.sandbox.invented import MB, listed, manifest_of, names, publish
 from kyb_backup_pipeline.sandbox.story import Story, tell
 from kyb_backup_pipeline.sandbox.story_shelf import write_story
 from kyb_backup_pipeline_tests.running import Cli

@@ -31,6 +31,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "restore": ("restore", "Bring back what was backed up."),
     "report": ("report", "Write the health report: text, JSON, or a page."),
     "prune": ("prune", "Delete what need not be kept."),
+    "offsite": ("offsite", "Copy backups to another place, look at the copies, bring one back."),
     "alert": ("alert", "Send a test alert, and show what was told to whom."),
     "hold": ("hold", "Keep a backup from being deleted until a day."),
     "keys": ("keys", "Make the keys that archives are encrypted with."),

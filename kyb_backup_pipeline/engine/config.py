@@ -105,6 +105,10 @@ def _from_file(path: Path, problems: list[str]) -> dict[str, Any]:
     for _, channel in _channels(content):
         if isinstance(channel.get("url_file"), str):
             channel["url_file"] = str(folder / channel["url_file"])
+    for _, target in _offsite_targets(content):
+        for key in ("secret_access_key_file", "session_token_file", "credentials_file"):
+            if isinstance(target.get(key), str):
+                target[key] = str(folder / target[key])
     return content
 
 
@@ -123,6 +127,9 @@ _PATH_KEYS = (
     ("recovery", "password_file"),
     ("recovery", "journals"),
     ("recovery", "data_directory"),
+    ("offsite", "secret_access_key_file"),
+    ("offsite", "session_token_file"),
+    ("offsite", "credentials_file"),
     ("metrics", "file"),
     ("alerts", "smtp_password_file"),
     ("alerts", "ping_url_file"),
@@ -173,6 +180,7 @@ _LIST_KEYS: Mapping[tuple[str, ...], Callable[[str], Any]] = {
     ("alerts", "email"): _by_comma,
     ("alerts", "report_email"): _by_comma,
     ("alerts", "channels"): json.loads,
+    ("offsite", "targets"): json.loads,
 }
 """How lists are written in one variable: commands as for a shell, tables as JSON, all else with commas."""
 
@@ -217,6 +225,8 @@ _SECRET_FILES = (
     ("recovery", "password"),
     ("alerts", "smtp_password"),
     ("alerts", "ping_url"),
+    ("offsite", "secret_access_key"),
+    ("offsite", "session_token"),
 )
 """Settings that can stand in a file of their own, named by the same key with ``_file``."""
 
@@ -230,6 +240,9 @@ def _secret_places(
             yield (section, key), merged[section]
     for number, channel in _channels(merged):
         yield ("alerts", "channels", str(number), "url"), channel
+    for name, target in _offsite_targets(merged):
+        for key in ("secret_access_key", "session_token"):
+            yield ("offsite", "targets", name, key), target
 
 
 def _channels(tree: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -238,6 +251,14 @@ def _channels(tree: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, channel in enumerate(channels if isinstance(channels, list) else ()):
         if isinstance(channel, dict):
             yield number, channel
+
+
+def _offsite_targets(tree: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    offsite = tree.get("offsite")
+    targets = offsite.get("targets") if isinstance(offsite, dict) else None
+    for name, target in targets.items() if isinstance(targets, dict) else ():
+        if isinstance(target, dict):
+            yield name, target
 
 
 def _read_secret_file(

@@ -18,6 +18,8 @@ from kyb_backup_pipeline.engine.checkup import Level, Line, archives
 from kyb_backup_pipeline.engine.database import Database, read_database
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.files import free_bytes
+from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.offsite_check import offsite
 from kyb_backup_pipeline.engine.postgres import (
     FIXED_SETTINGS,
     Programs,
@@ -43,6 +45,7 @@ def examine(settings: Settings) -> Iterator[Line]:
     yield from _space(settings.repository, settings.backup.minimum_free)
     yield from archives(settings)
     yield from alert_channels(settings.alerts)
+    yield from offsite(settings, utc_now())
     database = None
     try:
         with connect(Target.of(settings), FIXED_SETTINGS) as connection:

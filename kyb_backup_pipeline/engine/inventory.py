@@ -5,7 +5,7 @@ to a pruning that sees half of a repository the newest of the other half is no g
 before counts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -52,6 +52,12 @@ class Inventory:
             return "cannot be read: look at it"
         trouble = self.standing(backup).trouble
         return f"{trouble}: look at it" if trouble else None
+
+
+def segments_of(backups: Iterable[Backup]) -> dict[str, str]:
+    """``listed`` of backups whose manifests have all of their segments."""
+    logs = {b.backup_id: b.manifest.wal.segments for b in backups if b.manifest and b.manifest.wal}
+    return {name: " ".join(s.name for s in segments) for name, segments in logs.items() if segments}
 
 
 def read_inventory(repository: Repository) -> Inventory:

@@ -202,6 +202,72 @@ class RetentionSettings(_Section):
     largest_share: float = Field(0.5, gt=0, le=1)
 
 
+class OffsiteTargetSettings(_Section):
+    """One place that copies go to, and how it is spoken to. Sizes in bytes, times in seconds.
+
+    ``access_key_id`` and ``secret_access_key`` are, for Azure, the account and its key; where they are not
+    set the environment of the service's own tools counts (``AWS_…``, ``AZURE_…``, ``GOOGLE_…``), and the
+    role of the machine. ``rate_limit`` in bytes a second. ``lock_days`` is how long each object is locked
+    with ``lock`` "governance" or "compliance"; with "bucket" the bucket's own default decides.
+    """
+
+    url: Annotated[str, Field(pattern=r"^((s3|gs|az)://[^/?#@]+|file:///|/)")] | None = None
+    region: NonEmpty = "us-east-1"
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/?#@]+")] | None = None
+    allow_http: bool = False
+    access_key_id: NonEmpty | None = None
+    secret_access_key: SecretStr | None = None
+    secret_access_key_file: Path | None = None
+    session_token: SecretStr | None = None
+    session_token_file: Path | None = None
+    credentials_file: Path | None = None
+    rate_limit: int | None = Field(None, ge=1024)
+    parallel: int = Field(4, ge=1, le=64)
+    part_size: int = Field(8 * 1024**2, ge=64 * 1024, le=256 * 1024**2)
+    timeout: Seconds = 300
+    retries: int = Field(6, ge=0, le=50)
+    lock: Literal["none", "bucket", "governance", "compliance"] = "none"
+    lock_days: int | None = Field(None, ge=1, le=36_500)
+    max_age: Seconds = 26 * 3600
+
+    @model_validator(mode="after")
+    def _lock_is_whole(self) -> "OffsiteTargetSettings":
+        if self.lock in ("governance", "compliance"):
+            if self.lock_days is None:
+                raise ValueError(f"lock = {self.lock!r} needs lock_days")
+            if not (self.url or "").startswith("s3://"):
+                raise ValueError("objects can be locked one by one at s3:// only")
+        return self
+
+
+class OffsiteRetentionSettings(RetentionSettings):
+    """What ``offsite prune`` keeps: the same rules as at home, longer by default."""
+
+    full_days: int = Field(90, ge=1, le=36_500)
+    incremental_days: int = Field(30, ge=1, le=36_500)
+    application_deployments: int = Field(30, ge=1)
+    configuration_days: int = Field(365, ge=1, le=36_500)
+    pre_restore_days: int = Field(30, ge=1, le=36_500)
+
+
+class OffsiteSettings(OffsiteTargetSettings):
+    """Where copies go: one place (``url``), called "offsite", and more by name (``targets``)."""
+
+    targets: dict[
+        Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")], OffsiteTargetSettings
+    ] = {}
+    retention: OffsiteRetentionSettings = OffsiteRetentionSettings()
+
+    @model_validator(mode="after")
+    def _targets_have_addresses(self) -> "OffsiteSettings":
+        for name, target in self.targets.items():
+            if target.url is None:
+                raise ValueError(f"targets.{name} has no url")
+        if self.url is not None and "offsite" in self.targets:
+            raise ValueError("url and targets.offsite are two places with one name")
+        return self
+
+
 class HealthSettings(_Section):
     """When something is wrong. Ages in hours, 0 for what is not watched; sizes in bytes.
 
@@ -317,6 +383,7 @@ class Settings(_Section):
     configuration: ConfigurationSettings = ConfigurationSettings()
     recovery: RecoverySettings = RecoverySettings()
     retention: RetentionSettings = RetentionSettings()
+    offsite: OffsiteSettings = OffsiteSettings()
     health: HealthSettings = HealthSettings()
     metrics: MetricsSettings = MetricsSettings()
     alerts: AlertSettings = AlertSettings()

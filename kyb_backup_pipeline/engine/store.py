@@ -138,6 +138,10 @@ class Staging:
         """Make the folder a backup: checksum, manifest, rename, each flushed before the next."""
         content = write_json(manifest)
         write_durably(self.folder / MANIFEST_CHECKSUM, checksum_line(content))
+        self.publish_bytes(content)
+
+    def publish_bytes(self, content: bytes) -> None:
+        """Make a folder that has all other files a backup, with a manifest that was made before."""
         write_durably(self.folder / MANIFEST, content)
         flush_folder(self.folder)
         os.rename(self.folder, self.final)
@@ -277,13 +281,20 @@ class Repository:
 
     @contextlib.contextmanager
     def writing(
-        self, kind: Kind, backup_id: str, *, now: datetime, purpose: str | None = None
+        self,
+        kind: Kind,
+        backup_id: str,
+        *,
+        now: datetime,
+        purpose: str | None = None,
+        returning: bool = False,
     ) -> Iterator[Staging]:
         """Hold the writer's lock of a kind and hand out a fresh folder for ``backup_id``.
 
         On leaving without ``publish`` the folder is removed, and the failure written down. What killed runs left is swept when it
-        is older than 24 h. ``purpose`` is told to whoever finds the lock taken. Raises InvalidRequest
-        for a bad id or one in use, Locked.
+        is older than 24 h. ``purpose`` is told to whoever finds the lock taken. A backup that is
+        ``returning`` comes from a copy: its records may be here still. Raises InvalidRequest for a bad id or one
+        in use, Locked.
         """
         valid_id(backup_id)
         self.create()
@@ -292,7 +303,7 @@ class Repository:
             holder = {"for": purpose, **holder}
         with self._writer_lock(kind, holder):
             self._sweep(kind, now)
-            if place := self._used(backup_id):
+            if place := self._used(backup_id, returning=returning):
                 raise InvalidRequest(
                     f"the id {backup_id!r} is in use ({place})", hint="ids are never reused"
                 )
@@ -307,7 +318,8 @@ class Repository:
                 told = error
                 if isinstance(error, OSError) and error.errno in NO_SPACE:
                     told = no_space(folder, error)
-                Attempts(self.root).keep(kind, backup_id, told, utc_now())
+                if not returning:
+                    Attempts(self.root).keep(kind, backup_id, told, utc_now())
                 if told is not error:
                     raise told from error
                 raise
@@ -467,8 +479,9 @@ class Repository:
             backup_id=folder.name, kind=kind, folder=folder, manifest=manifest, problem=problem
         )
 
-    def _used(self, backup_id: str) -> Path | None:
-        places = [self.root / place / backup_id for place in (*FOLDERS.values(), _PROOFS)]
+    def _used(self, backup_id: str, *, returning: bool = False) -> Path | None:
+        proofs = () if returning else (_PROOFS,)
+        places = [self.root / place / backup_id for place in (*FOLDERS.values(), *proofs)]
         places.append(self.folder("configuration") / (backup_id + legacy.ENCRYPTED))
         return next((place for place in places if place.exists()), None)
 

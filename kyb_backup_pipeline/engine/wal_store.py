@@ -211,21 +211,22 @@ class WalStore:
             temporary.unlink(missing_ok=True)
 
     def _sound(self, name: str) -> Stored | None:
-        """The stored file with this name; one that is damaged makes room for a good one.
-
-        Of one that is encrypted its checksum tells: the key need not be here.
-        """
+        """The stored file with this name; one that is damaged makes room for a good one."""
         known = self.find(name)
         if known is not None:
             try:
-                if known.file_sha256 is None:
-                    self.extract(known, None)
-                elif _sha256(known.path) != known.file_sha256:
-                    raise WalDamaged(f"{name} has another SHA-256 than its name says")
+                self.check(known)
             except WalDamaged:
                 known.path.unlink()
                 return None
         return known
+
+    def check(self, stored: Stored) -> None:
+        """Raise WalDamaged if a file is not what its name says; of an encrypted one its checksum tells."""
+        if stored.file_sha256 is None:
+            self.extract(stored, None)
+        elif _sha256(stored.path) != stored.file_sha256:
+            raise WalDamaged(f"{stored.name} has another SHA-256 than its name says")
 
     def extract(
         self, stored: Stored, destination: Path | None, keys: EncryptionSettings | None = None
@@ -294,6 +295,12 @@ class WalStore:
 
     def _folder(self, timeline: int) -> Path:
         return self.root / f"{timeline:08X}"
+
+
+def named(file_name: str) -> tuple[str, str] | None:
+    """The name of what is stored in a file of this name, and the SHA-256 of its content."""
+    match = _FILE.fullmatch(file_name)
+    return (match["name"], match["sha256"]) if match else None
 
 
 def _stored(match: re.Match[str], path: Path, size: int) -> Stored:

@@ -50,12 +50,6 @@ def listed(manifest: Manifest, root: Path = Path()) -> Backup:
     )
 
 
-def segments_of(backups: Iterable[Backup]) -> dict[str, str]:
-    """The names of the segments of each increment, as an inventory has them."""
-    logs = {b.backup_id: b.manifest.wal.segments for b in backups if b.manifest and b.manifest.wal}
-    return {name: " ".join(s.name for s in segments) for name, segments in logs.items() if segments}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
     """The segments with these numbers: the part of the log that a base backup begins, or that an increment

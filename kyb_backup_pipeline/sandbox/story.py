@@ -17,7 +17,7 @@ from datetime import datetime, time, timedelta
 
 from kyb_backup_pipeline.engine.errors import BackupFailed, DatabaseUnreachable, KybError
 from kyb_backup_pipeline.engine.holds import Hold
-from kyb_backup_pipeline.engine.inventory import Inventory
+from kyb_backup_pipeline.engine.inventory import Inventory, segments_of
 from kyb_backup_pipeline.engine.manifest import (
     EvidenceSummary,
     Finding,
@@ -35,14 +35,7 @@ from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.standing import Standing
 from kyb_backup_pipeline.engine.store import new_id
 from kyb_backup_pipeline.engine.wal import History
-from kyb_backup_pipeline.sandbox.invented import (
-    Stretch,
-    listed,
-    manifest_of,
-    names,
-    segments_of,
-    with_wal,
-)
+from kyb_backup_pipeline.sandbox.invented import Stretch, listed, manifest_of, names, with_wal
 
 LABEL = "story"
 NOTE = "invented by kyb-backup demo --story: it holds no data, and nothing was proved"

@@ -1,0 +1,102 @@
+"""``kyb-backup offsite fetch``: bring a backup back from its copy."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kyb_backup_pipeline.cli.offsite_places import target_option, told
+from kyb_backup_pipeline.cli.session import Session, with_session
+from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError
+from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.store import FOLDERS, Repository
+
+if TYPE_CHECKING:
+    from kyb_backup_pipeline.engine.settings import Settings
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  kyb-backup offsite fetch backup_20260131_020000
+  kyb-backup offsite fetch incr_20260131_063000 --chain     (with its base and what is in between)
+  kyb-backup offsite fetch ID --into /mnt/usb/ID --target second-site"""
+)
+@click.argument("backup_id", metavar="ID")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A new folder. Default: the repository.",
+)
+@click.option("--chain", is_flag=True, help="Also what a recovery to it needs.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array of what was fetched.")
+@target_option
+@with_session
+def fetch(
+    session: Session,
+    backup_id: str,
+    into: Path | None,
+    chain: bool,
+    as_json: bool,
+    target: str | None,
+) -> None:
+    """Bring a backup back from its copy, to the byte as it was pushed.
+
+    Every object and every file is held against the commit object, decrypted where it is encrypted; what does
+    not match is refused, and nothing of it is published.
+    """
+    from kyb_backup_pipeline.engine.offsite_copy import find_copy
+    from kyb_backup_pipeline.engine.offsite_fetch import chain_of, fetch_into, require_absent
+    from kyb_backup_pipeline.engine.offsite_fetch import fetch as fetch_one
+    from kyb_backup_pipeline.engine.offsite_opening import opened
+    from kyb_backup_pipeline.engine.offsite_target import chosen
+
+    if chain and into:
+        raise InvalidRequest("--chain and --into contradict each other: a chain needs a repository")
+    settings = session.settings()
+    repository = Repository(settings.repository)
+    name = _holder(settings, list(chosen(settings.offsite, target)), backup_id)
+    fetched: list[dict[str, str]] = []
+    with opened(settings, name, utc_now()) as place:
+        copy = find_copy(place.target, backup_id)
+        if into is not None:
+            with session.reporting() as report:
+                fetched.append({"id": backup_id, "folder": str(
+                    fetch_into(settings, place.target, copy, into, report=report))})  # fmt: skip
+        else:
+            repository.create()
+            copies = chain_of(place.target, copy) if chain else [copy]
+            missing = [one for one in copies if not _has(repository, one.backup_id)]
+            if copy not in missing:
+                require_absent(repository, copy.backup_id)
+            for one in missing:
+                with session.reporting() as report:
+                    backup = fetch_one(settings, place.target, one, now=utc_now(), report=report)
+                fetched.append({"id": one.backup_id, "folder": str(backup.folder)})
+                click.echo(f"{one.backup_id} is in {backup.folder}", err=True)
+    if as_json:
+        click.echo(json.dumps(fetched, indent=2))
+    elif into is not None:
+        click.echo(f"{backup_id} is in {into}", err=True)
+
+
+def _holder(settings: "Settings", names: list[str], backup_id: str) -> str:
+    """The first place that answers and has a copy. Raises what the last one raises."""
+    from kyb_backup_pipeline.engine.offsite_copy import find_copy
+    from kyb_backup_pipeline.engine.offsite_opening import opened
+
+    for name in names[:-1]:
+        try:
+            with opened(settings, name, utc_now()) as place:
+                find_copy(place.target, backup_id)
+                return name
+        except KybError as error:
+            told(error, name)
+    return names[-1]
+
+
+def _has(repository: Repository, backup_id: str) -> bool:
+    return any(
+        (repository.folder(kind) / backup_id / "backup_metadata.json").exists() for kind in FOLDERS
+    )

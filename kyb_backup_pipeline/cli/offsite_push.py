@@ -1,0 +1,132 @@
+"""``kyb-backup offsite push``: copy backups to the off-site places."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kyb_backup_pipeline.cli.offsite_places import each, target_option, told
+from kyb_backup_pipeline.cli.session import Session, say, size, with_session
+from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError
+from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
+
+if TYPE_CHECKING:
+    from kyb_backup_pipeline.engine.offsite_opening import Place
+    from kyb_backup_pipeline.engine.settings import Settings
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  kyb-backup offsite push                    (the newest full backup)
+  kyb-backup offsite push --all              (whatever has no copy yet, in cron)
+  kyb-backup offsite push ID --target second-site
+  kyb-backup offsite push ID --again         (make a damaged copy whole)"""
+)
+@click.argument("backup_ids", metavar="[ID]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every backup that has no copy there.")
+@click.option("--again", is_flag=True, help="Hold a copy against the backup, and mend it.")
+@click.option("--dry-run", is_flag=True, help="Say what would be copied, copy nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@target_option
+@with_session
+def push(
+    session: Session,
+    backup_ids: tuple[str, ...],
+    everything: bool,
+    again: bool,
+    dry_run: bool,
+    as_json: bool,
+    target: str | None,
+) -> None:
+    """Copy backups to the off-site places.
+
+    Each file is held against the manifest on its way; each object is proved, by the checksum that the service
+    itself looked at or by reading it back. What is there is not sent twice. With encryption.database =
+    "offsite" backups of the database are encrypted on their way.
+
+    One backup that fails does not keep the next from being copied; the exit code is that of the first failure.
+    """
+    if everything and backup_ids:
+        raise InvalidRequest("--all and ids contradict each other")
+    from kyb_backup_pipeline.engine.offsite_target import chosen
+
+    settings = session.settings()
+    repository = Repository(settings.repository)
+    wanted = _wanted(repository, backup_ids, everything)
+    lines: list[dict[str, Any]] = []
+    failed: list[KybError] = []
+    for name in chosen(settings.offsite, target):
+        with each(name, failed):
+            _push_to(session, settings, name, wanted, everything, again, dry_run, lines, failed)
+    if as_json:
+        click.echo(json.dumps(lines, indent=2))
+    if failed:
+        sys.exit(failed[0].exit_code)
+
+
+def _wanted(repository: Repository, ids: tuple[str, ...], everything: bool) -> list[Backup]:
+    """Of all the oldest first, so that bases come before what is replayed on them."""
+    if not everything:
+        return [repository.find(i) for i in dict.fromkeys(ids)] or [repository.newest("full")]
+    repository.require_whole()
+    sound = (b for b in repository.backups(tuple(FOLDERS)) if b.manifest and b.folder.is_dir())
+    return [b for b in reversed(list(sound)) if (b.folder / "backup_metadata.json").is_file()]
+
+
+def _push_to(
+    session: Session,
+    settings: "Settings",
+    name: str,
+    wanted: list[Backup],
+    everything: bool,
+    again: bool,
+    dry_run: bool,
+    lines: list[dict[str, Any]],
+    failed: list[KybError],
+) -> None:
+    from kyb_backup_pipeline.engine.offsite_copy import list_copies
+    from kyb_backup_pipeline.engine.offsite_opening import opened
+    from kyb_backup_pipeline.engine.offsite_push import push as push_one
+    from kyb_backup_pipeline.engine.offsite_push import push_records
+    from kyb_backup_pipeline.engine.offsite_target import TargetMisconfigured, TargetUnreachable
+
+    with opened(settings, name, utc_now()) as place:
+        if everything:
+            there = {one.backup_id for one in list_copies(place.target)}
+            known = [backup.backup_id for backup in wanted if backup.backup_id in there]
+            wanted = [backup for backup in wanted if again or backup.backup_id not in there]
+            if known and not (dry_run or again):
+                push_records(Repository(settings.repository), place.target, known)
+        if dry_run:
+            for backup in wanted:
+                total = backup.require_manifest().total_size
+                lines.append({"id": backup.backup_id, "target": name, "bytes": total})
+                say(f"would copy {backup.backup_id}, {size(total)}, to {place.target.url}")
+            return
+        for backup in wanted:
+            try:
+                with session.reporting() as report:
+                    done = push_one(
+                        settings, place, backup, now=utc_now(), again=again, report=report
+                    )
+            except (TargetUnreachable, TargetMisconfigured):
+                raise  # the next one would fail in the same way
+            except KybError as error:
+                failed.append(told(error, backup.backup_id))
+                continue
+            line = {"id": backup.backup_id, "target": name, "already": done.already, "sent": done.sent,
+                    "found": done.found, "records": done.records, "seconds": round(done.seconds, 3),
+                    "encryption": done.copy.encryption}  # fmt: skip
+            lines.append(line)
+            click.echo(_said(line, place), err=True)
+
+
+def _said(line: dict[str, Any], place: "Place") -> str:
+    if line["already"]:
+        return f"{line['id']} is in {place.target.url}"
+    earlier = f", {size(line['found'])} were there" if line["found"] else ""
+    sealed = "" if line["encryption"] == "none" else f", encrypted with {line['encryption']}"
+    return f"{line['id']} is in {place.target.url} now: {size(line['sent'])} sent{earlier}{sealed}"

@@ -1,0 +1,256 @@
+"""What an off-site copy is: data objects under keys that never change, and one commit object, written last.
+
+    <kind's folder>/<id>/offsite_copy.json                    the commit object; create-only
+    <kind's folder>/<id>/<file>/00000-<SHA-256 of the part>   the parts of each file
+    database/incremental/wal/<timeline>/<segment>…/00000-…    WAL, shared by all increments that name it
+    database/verification/<id>/<record>.json                  records of proofs, as at home
+
+What has no commit object is not a copy, and is never listed. A file is its parts, one behind the other; an
+encrypted one is then one file of age or gpg. The commit object has the manifest to the byte, so that what is
+fetched is what was pushed; keys, passphrases and the dump's content are not in it.
+"""
+
+import base64
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from kyb_backup_pipeline.engine.errors import CouldNotVerify, InvalidRequest, NotFound
+from kyb_backup_pipeline.engine.manifest import (
+    MANIFEST,
+    Kind,
+    Manifest,
+    Sha256,
+    UnreadableManifest,
+    parse_manifest,
+)
+from kyb_backup_pipeline.engine.offsite_target import Gone, Target
+from kyb_backup_pipeline.engine.store import FOLDERS, valid_id
+
+_log = logging.getLogger(__name__)
+
+COMMIT = "offsite_copy.json"
+RECORDS = "database/verification"
+WAL = f"{FOLDERS['incremental']}/wal"
+FORMAT_VERSION = 1
+
+Encryption = Literal["none", "age", "gpg"]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Part(_Document):
+    """One object: what is stored in it. ``etag`` is what the service called this version of it."""
+
+    key: str
+    size: int = Field(ge=0)
+    sha256: Sha256
+    etag: str | None = None
+
+
+class CopiedFile(_Document):
+    """One file: ``size`` and ``sha256`` are of the file at home, ``stored_…`` of all its parts together."""
+
+    path: str
+    size: int = Field(ge=0)
+    sha256: Sha256
+    encryption: Encryption = "none"
+    stored_size: int = Field(ge=0)
+    stored_sha256: Sha256
+    parts: tuple[Part, ...]
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or "\0" in path or not pure.parts:
+            raise ValueError("leads out of the folder")
+        return path
+
+
+class OffsiteCopy(_Document):
+    """The commit object. ``wal`` are files of the WAL store, with paths relative to that."""
+
+    format_version: int = FORMAT_VERSION
+    backup_id: str
+    kind: Kind
+    pushed_at: AwareDatetime
+    host: str
+    manifest_base64: str
+    manifest_sha256: Sha256
+    recipients: tuple[str, ...] = ()
+    files: tuple[CopiedFile, ...] = ()
+    wal: tuple[CopiedFile, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "OffsiteCopy":
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"format_version {self.format_version} is newer than this program knows "
+                f"({FORMAT_VERSION}): update kyb-backup-pipeline"
+            )
+        try:
+            valid_id(self.backup_id)
+            content = base64.b64decode(self.manifest_base64, validate=True)
+            manifest = parse_manifest(content, where="its manifest")
+        except (InvalidRequest, UnreadableManifest) as error:
+            raise ValueError(error.message) from None
+        if hashlib.sha256(content).hexdigest() != self.manifest_sha256:
+            raise ValueError("its manifest has another SHA-256 than it says")
+        if (manifest.backup_id, manifest.type) != (self.backup_id, self.kind):
+            raise ValueError(f"its manifest is of {manifest.type} {manifest.backup_id}")
+        return self
+
+    @property
+    def manifest_bytes(self) -> bytes:
+        return base64.b64decode(self.manifest_base64)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return parse_manifest(self.manifest_bytes, where=f"the manifest of {self.backup_id}")
+
+    @property
+    def all_files(self) -> tuple[CopiedFile, ...]:
+        return self.files + self.wal
+
+    @property
+    def size(self) -> int:
+        """Bytes at home: of its files, and of an increment of the WAL that it names."""
+        return sum(file.size for file in self.all_files)
+
+    @property
+    def encryption(self) -> Encryption:
+        """How the database's files are encrypted on their way; archives are by themselves."""
+        return next((f.encryption for f in self.all_files if f.encryption != "none"), "none")
+
+    def same_content(self, other: "OffsiteCopy") -> bool:
+        """Whether both are of one backup, however they are encrypted and cut into parts."""
+        return self._content() == other._content()
+
+    def _content(self) -> tuple[str, frozenset[tuple[str, int, str]]]:
+        files = frozenset((f.path, f.size, f.sha256) for f in self.all_files)
+        return self.manifest_sha256, files
+
+
+def folder_of(kind: Kind, backup_id: str) -> str:
+    """Where a copy lies."""
+    return f"{FOLDERS[kind]}/{backup_id}"
+
+
+def commit_key(kind: Kind, backup_id: str) -> str:
+    return f"{folder_of(kind, backup_id)}/{COMMIT}"
+
+
+def part_key(place: str, number: int, sha256: str) -> str:
+    """The key of a part: it changes with the content, so the content under it never does."""
+    return f"{place}/{number:05}-{sha256}"
+
+
+class DamagedCopy(CouldNotVerify):
+    """A commit object that cannot be read."""
+
+    exit_code = 6
+
+
+def parse_copy(content: bytes, *, where: str) -> OffsiteCopy:
+    """Read a commit object; it comes from outside, and is believed nothing. Raises DamagedCopy."""
+    try:
+        return OffsiteCopy.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        reason = f"{key}: {first['msg']}" if key else first["msg"]
+        raise DamagedCopy(f"{where} cannot be read: {reason}",
+                          hint="was it altered there? kyb-backup offsite verify looks at the others") from None  # fmt: skip
+
+
+class Listed(_Document):
+    """What the folder of one id holds: a copy, or why it cannot be read."""
+
+    backup_id: str
+    kind: Kind
+    copy_: OffsiteCopy | None = None
+    problem: str | None = None
+
+
+def read_copy(target: Target, kind: Kind, backup_id: str) -> OffsiteCopy | None:
+    """The copy of a backup; None where there is no commit object. Raises DamagedCopy."""
+    key = commit_key(kind, backup_id)
+    try:
+        copy = parse_copy(target.get(key), where=f"{target.url}/{key}")
+    except Gone:
+        return None
+    if (copy.backup_id, folder_of(copy.kind, "")) != (backup_id, folder_of(kind, "")):
+        raise DamagedCopy(f"{target.url}/{key} is the copy of {copy.backup_id}: somebody moved it")
+    return copy
+
+
+def list_copies(target: Target, kinds: Iterable[Kind] = tuple(FOLDERS)) -> list[Listed]:
+    """All copies, the newest first, then those that cannot be read. What is not committed is no copy."""
+    wanted = tuple(kinds)
+    places = {FOLDERS[kind]: kind for kind in reversed(wanted)}
+    ids = [
+        (kind, name)
+        for place, kind in places.items()
+        for name in target.folders(place)
+        if _is_id(name)
+    ]
+    with ThreadPoolExecutor(target.options.parallel, thread_name_prefix="offsite") as pool:
+        found = [one for one in pool.map(lambda pair: _look(target, *pair), ids) if one is not None]
+    return sorted((one for one in found if one.kind in wanted), key=_newest_first)
+
+
+def find_copy(target: Target, backup_id: str) -> OffsiteCopy:
+    """The copy of a backup, of whatever kind. Raises NotFound, DamagedCopy, InvalidRequest."""
+    valid_id(backup_id)
+    for kind in {FOLDERS[kind]: kind for kind in FOLDERS}.values():
+        copy = read_copy(target, kind, backup_id)
+        if copy is not None:
+            return copy
+    raise NotFound(f"no copy of {backup_id!r} in {target.url}",
+                   hint="kyb-backup offsite list shows what there is")  # fmt: skip
+
+
+def _look(target: Target, kind: Kind, backup_id: str) -> Listed | None:
+    try:
+        copy = read_copy(target, kind, backup_id)
+    except DamagedCopy as error:
+        return Listed(backup_id=backup_id, kind=kind, problem=error.message)
+    if copy is None:
+        return None
+    return Listed(backup_id=backup_id, kind=copy.kind, copy_=copy)
+
+
+def _is_id(name: str) -> bool:
+    try:
+        return valid_id(name) == name
+    except InvalidRequest:
+        return False
+
+
+def _newest_first(listed: Listed) -> tuple[bool, float]:
+    made: datetime | None = listed.copy_.manifest.completed_at if listed.copy_ else None
+    return made is None, -(made.timestamp() if made else 0)
+
+
+def files_of(folder: Path) -> Sequence[Path]:
+    """All files of a backup but its manifest, in a fixed order, relative to its folder."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sorted(path.relative_to(folder) for path in found if path != folder / MANIFEST)

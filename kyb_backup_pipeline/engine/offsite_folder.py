@@ -1,0 +1,159 @@
+"""A second folder as an off-site place: another disk, or a mounted share.
+
+The library's own local store never flushes; here an object is written beside, flushed, and gets its name by a
+link, which fails where the name is taken: so it is on the disk, whole, and never replaced. The root folder is
+never made: one that is missing is a disk that is not mounted. What a mounted folder and an empty mount point
+have in common is that they are there; the marker tells them apart (``offsite_probe``).
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kyb_backup_pipeline.engine.errors import KybError
+from kyb_backup_pipeline.engine.files import NO_SPACE, flush_folder
+from kyb_backup_pipeline.engine.offsite_target import (
+    AlreadyThere,
+    Found,
+    Gone,
+    Lock,
+    TargetFull,
+    TargetRefuses,
+    TargetUnreachable,
+)
+from kyb_backup_pipeline.engine.settings import OffsiteTargetSettings
+
+_TEMPORARY = ".kyb-offsite-"
+
+
+class FolderTarget:
+    """One folder. Raises TargetUnreachable where it is not there."""
+
+    def __init__(self, name: str, options: OffsiteTargetSettings) -> None:
+        assert options.url is not None
+        self.name = name
+        self.root = Path("/" + options.url.removeprefix("file://").strip("/"))
+        self.url = str(self.root)
+        self.options = options
+
+    def put(self, key: str, data: bytes | bytearray, *, create: bool = False) -> str | None:
+        path = self._path(key)
+        with self._errors(f"write {key}"):
+            self._make(path.parent)
+            temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{path.name}"
+            try:
+                _write(temporary, data)
+                if create:
+                    os.link(temporary, path)
+                else:
+                    os.rename(temporary, path)
+                flush_folder(path.parent)
+            except FileExistsError:
+                raise AlreadyThere(key) from None
+            finally:
+                temporary.unlink(missing_ok=True)
+            return _etag(path.stat())
+
+    def get(self, key: str) -> bytes:
+        with self._errors(f"read {key}"):
+            return self._path(key).read_bytes()
+
+    def list(self, prefix: str) -> Sequence[Found]:
+        with self._errors(f"list {prefix}"):
+            self._require_root()
+            return sorted(self._below(self._path(prefix)), key=lambda found: found.key)
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        with self._errors(f"list {prefix}"):
+            self._require_root()
+            with contextlib.suppress(FileNotFoundError), os.scandir(self._path(prefix)) as entries:
+                return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+            return []
+
+    def delete(self, keys: Sequence[str]) -> None:
+        touched = set()
+        for key in keys:
+            path = self._path(key)
+            with self._errors(f"delete {key}"):
+                path.unlink(missing_ok=True)
+            touched.add(path.parent)
+        for folder in touched:
+            while folder != self.root:
+                try:
+                    folder.rmdir()  # unless something is left in it
+                except OSError:
+                    break
+                folder = folder.parent
+            if folder.is_dir():
+                flush_folder(folder)
+
+    def lock_of(self, key: str) -> Lock | None:
+        with self._errors(f"look at {key}"):
+            self._path(key).stat()
+        return Lock()
+
+    def accepts_wrong_digest(self, key: str) -> bool | None:
+        return False  # we write it ourselves, and the kernel says so if it cannot
+
+    def _path(self, key: str) -> Path:
+        parts = key.strip("/").split("/") if key.strip("/") else []
+        if any(part in ("", ".", "..") for part in parts):
+            raise KybError(f"{key!r} is no key")
+        return self.root.joinpath(*parts)
+
+    def _below(self, folder: Path) -> Iterator[Found]:
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._below(Path(entry.path))
+                elif not entry.name.startswith(_TEMPORARY):
+                    status = entry.stat(follow_symlinks=False)
+                    modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                    key = str(Path(entry.path).relative_to(self.root))
+                    yield Found(key=key, size=status.st_size, modified=modified, etag=_etag(status))
+
+    def _make(self, folder: Path) -> None:
+        self._require_root()
+        for place in (*reversed(folder.parents), folder):
+            if place.is_relative_to(self.root) and not place.is_dir():
+                place.mkdir(mode=0o700, exist_ok=True)
+                flush_folder(place.parent)
+
+    def _require_root(self) -> None:
+        if not self.root.is_dir():
+            raise TargetUnreachable(
+                f"there is no folder {self.root}", hint="is it mounted? It is never made here"
+            )
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            self._require_root()
+            raise Gone(what) from None
+        except PermissionError as error:
+            raise TargetRefuses(f"{self.root}: {what}: {error.strerror}",
+                                hint="as a user who may write there") from error  # fmt: skip
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise TargetFull(f"no room left in {self.root}: {error.strerror}",
+                                 hint="make room there, or shorten offsite.retention") from error  # fmt: skip
+            raise TargetUnreachable(
+                f"{self.root}: {what}: {error.strerror}", hint="look at the disk or the share"
+            ) from error
+
+
+def _write(path: Path, data: bytes | bytearray) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "wb", buffering=0) as file:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(descriptor)
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
