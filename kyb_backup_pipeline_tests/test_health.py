@@ -140,6 +140,8 @@ def test_bad_unsure_and_unproved_backups() -> None:
                Fact("incr_1", "incremental", hours(0.4), verification=bad)]  # fmt: skip
     assert told(judged(chained))["verification:incr_1"] == "critical", "the chain leads over it"
     assert told(judged([*without("full"), full(verification=unsure)])) == {"unsure:full": "warning"}
+    facts = [*without("full"), full(verification=unsure)]
+    assert told(judged(facts, HEALTH__VERIFIED_MAX_AGE="0")) == {}
     old = full("full_0", ago=60)
     never = full(verification=None, restore_test=None)
     assert told(judged([*without("full"), never, old])) == {

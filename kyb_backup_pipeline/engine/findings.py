@@ -120,7 +120,8 @@ def _proofs(
         if health.newest is None or health.stale:
             continue
         unsure = health.newest.verification
-        if unsure is not None and unsure.verdict == "could_not_verify":
+        watched = settings.verified_max_age > 0  # on a host without the key nothing can be verified
+        if watched and unsure is not None and unsure.verdict == "could_not_verify":
             yield Trouble(
                 key=f"unsure:{kind}", severity="warning",
                 title=f"the newest {named(kind)} could not be verified", text=unsure.summary,
