@@ -49,8 +49,8 @@ def inventory(
     histories: Mapping[int, History | None] | None = None,
     wal: Sequence[str] = (),
 ) -> Inventory:
-    found = [b for b in backups if b.manifest] + [b for b in backups if not b.manifest]
-    found.sort(key=lambda b: b.manifest.completed_at.timestamp() if b.manifest else 0, reverse=True)
+    made = {b.backup_id: b.manifest.completed_at.timestamp() for b in backups if b.manifest}
+    found = sorted(backups, key=lambda b: (made.get(b.backup_id, 0), b.backup_id), reverse=True)
     return Inventory(
         backups=found,
         standings=standings or {},

@@ -176,7 +176,7 @@ class Survey:
         segments, and of all markers but the last.
         """
         found = [read.backup for read in self._read.values()]
-        return sorted(found, key=lambda b: _seconds(b.manifest), reverse=True)
+        return sorted(found, key=lambda b: (_seconds(b.manifest), b.backup_id), reverse=True)
 
     def segments(self) -> dict[str, str]:
         """The names of the segments that each increment lists, by its id, with spaces between."""
