@@ -48,6 +48,18 @@ from kyb_backup_pipeline.defs.incremental import (
     point_in_time_test_schedule,
     wal_store,
 )
+from kyb_backup_pipeline.defs.offsite import (
+    application_state_offsite_copy,
+    base_backup_offsite_copy,
+    configuration_archive_offsite_copy,
+    full_backup_offsite_copy,
+    incremental_backup_offsite_copy,
+    offsite_retention,
+    offsite_retention_job,
+    offsite_retention_schedule,
+    offsite_verification,
+    offsite_verification_schedule,
+)
 from kyb_backup_pipeline.defs.recovery import (
     restore_application,
     restore_at_work,
@@ -74,7 +86,13 @@ defs = dg.Definitions(
         application_state_verification,
         configuration_archive,
         configuration_verification,
+        full_backup_offsite_copy,
+        base_backup_offsite_copy,
+        incremental_backup_offsite_copy,
+        application_state_offsite_copy,
+        configuration_archive_offsite_copy,
         retention,
+        offsite_retention,
         health_report,
     ],
     jobs=[
@@ -85,7 +103,9 @@ defs = dg.Definitions(
         pre_deployment_backup,
         configuration_job,
         verify_all_backups,
+        offsite_verification,
         retention_job,
+        offsite_retention_job,
         health_report_job,
         follow_repository,
         restore_database,
@@ -99,7 +119,9 @@ defs = dg.Definitions(
         point_in_time_test_schedule,
         configuration_schedule,
         verify_all_schedule,
+        offsite_verification_schedule,
         retention_schedule,
+        offsite_retention_schedule,
         health_report_schedule,
     ],
     sensors=[

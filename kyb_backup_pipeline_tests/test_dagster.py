@@ -82,6 +82,7 @@ FILE_CHECKS = {
     CONFIGURATION.backup: _ARCHIVE,
     CONFIGURATION.proofs["verification"]: _OPENED,
 }
+COPY_CHECKS = {family.copy: ["copy_as_pushed"] for family in FAMILIES.values()}
 GREEN = dict.fromkeys([name for names in CHECKS.values() for name in names], "SUCCEEDED")
 
 
@@ -104,11 +105,12 @@ def test_the_definitions_load_and_are_all_there() -> None:
     repository = defs.get_repository_def()
     assert {key: sorted(check.name for check in repository.asset_graph.get(key).check_keys)
             for key in repository.asset_graph.materializable_asset_keys} == {
-                **CHECKS, **WAL_CHECKS, **FILE_CHECKS, dg.AssetKey("retention"): [],
-                dg.AssetKey("health_report"): []}  # fmt: skip
+                **CHECKS, **WAL_CHECKS, **FILE_CHECKS, **COPY_CHECKS, dg.AssetKey("retention"): [],
+                dg.AssetKey("offsite_retention"): [], dg.AssetKey("health_report"): []}  # fmt: skip
     assert sorted(job.name for job in repository.get_all_jobs()) == [
         "__ASSET_JOB", "base_backup_job", "configuration_job", "follow_repository",
-        "full_backup_job", "health_report_job", "incremental_backup_job", "point_in_time_test_job",
+        "full_backup_job", "health_report_job", "incremental_backup_job", "offsite_retention_job",
+        "offsite_verification", "point_in_time_test_job",
         "pre_deployment_backup", "restore_application", "restore_database",
         "restore_point_in_time", "retention_job", "verify_all_backups",
     ]  # fmt: skip
@@ -123,7 +125,9 @@ def test_the_definitions_load_and_are_all_there() -> None:
         "point_in_time_test_schedule": ("0 5 1 * *", "UTC"),
         "configuration_schedule": ("0 3 * * *", "UTC"),
         "verify_all_schedule": ("0 4 * * *", "UTC"),
+        "offsite_verification_schedule": ("30 4 * * *", "UTC"),
         "retention_schedule": ("30 5 * * *", "UTC"),
+        "offsite_retention_schedule": ("45 5 * * *", "UTC"),
         "health_report_schedule": ("0 6 * * *", "UTC"),
     }
     assert sorted(sensor.name for sensor in repository.sensor_defs) == [
@@ -143,11 +147,12 @@ def test_schedules_and_sensors_run_without_being_switched_on() -> None:
 def test_everything_is_described_and_every_asset_has_an_owner() -> None:
     repository = defs.get_repository_def()
     sets = [family.partitions for family in FAMILIES.values()]
-    for key in (*CHECKS, *WAL_CHECKS, *FILE_CHECKS):
+    for key in (*CHECKS, *WAL_CHECKS, *FILE_CHECKS, *COPY_CHECKS):
         node = repository.asset_graph.get(key)
         assert node.description
         assert node.owners == ["team:platform"]
-        assert node.group_name == ("application" if key in FILE_CHECKS else "database")
+        group = "offsite" if key in COPY_CHECKS else "database"
+        assert node.group_name == ("application" if key in FILE_CHECKS else group)
         assert node.partitions_def in sets
         for check in node.check_keys:
             assert repository.asset_graph.get(check).description
@@ -717,10 +722,13 @@ def checks(instance: dg.DagsterInstance, backup_id: str) -> dict[str, str]:
 
 def green(instance: dg.DagsterInstance, key: dg.AssetKey, backup_id: str) -> bool:
     """Whether the backup's partition is materialized in an asset, with every check passed."""
-    (family,) = [f for f in FAMILIES.values() if key in (f.backup, *f.proofs.values())]
+    (family,) = [f for f in FAMILIES.values() if key in (f.backup, *f.proofs.values(), f.copy)]
     status = instance.get_status_by_partition(key, [backup_id], family.partitions) or {}
     value = status.get(backup_id)
-    checks = [dg.AssetCheckKey(key, name) for name in {**WAL_CHECKS, **FILE_CHECKS}[key]]
+    checks = [
+        dg.AssetCheckKey(key, name)
+        for name in {**CHECKS, **WAL_CHECKS, **FILE_CHECKS, **COPY_CHECKS}[key]
+    ]
     found = instance.event_log_storage.get_asset_check_partition_info(
         checks, partition_keys=[backup_id]
     )

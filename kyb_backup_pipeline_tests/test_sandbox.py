@@ -52,6 +52,8 @@ def test_the_demo_proves_a_backup_through_dagster_and_can_run_again(folder: Path
         assert re.search(
             r"DROP DATABASE kyb_platform\n +recovered +340000 rows in \d+ tables equal", run.stdout
         )
+        copies = re.findall(r"^  \S+ +passed: \d+ objects there", run.stdout, re.M)
+        assert len(copies) == 5, run.stdout
         ids += re.findall(r"^(backup_\d+_\d+)$", run.stdout, re.M)
         (page,) = re.findall(r"^The health report: (.*)$", run.stdout, re.M)
         assert ids[-1] in Path(page).read_text()
@@ -60,6 +62,7 @@ def test_the_demo_proves_a_backup_through_dagster_and_can_run_again(folder: Path
     listed = json.loads(mine.run("list", "--json").stdout)
     tested = {line["id"]: line["restore_test"] for line in listed if line["kind"] == "full"}
     assert tested == dict.fromkeys(ids, "passed")
+    assert {tuple(line["offsite"]) for line in listed} == {("offsite",)}
     verified = [(line["kind"], line["verification"]) for line in listed]
     assert sorted(verified) == [
         (kind, "passed")

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -12,10 +13,12 @@ from kyb_backup_pipeline.cli.story import write_story_to
 from kyb_backup_pipeline.engine import config, process
 from kyb_backup_pipeline.engine.errors import ProofFailed
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
+from kyb_backup_pipeline.engine.offsite_view import views_of
 from kyb_backup_pipeline.engine.postgres import connect
 from kyb_backup_pipeline.engine.recovery_journal import Journal
 from kyb_backup_pipeline.engine.report import make_report
 from kyb_backup_pipeline.engine.report_page import keep_report
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository, new_id
 from kyb_backup_pipeline.engine.survey import Survey
 from kyb_backup_pipeline.sandbox.place import DATABASE, Place, find_place
@@ -53,8 +56,10 @@ Examples:
     "--seed", default=1, show_default=True, help="Of the story: another seed, other figures."
 )
 def command(folder: Path | None, story: bool, seed: int) -> None:
-    """Make a sample platform, then back it up, verify, restore and compare it through Dagster; then drop its
-    database, and bring it back by the command line alone.
+    """Make a sample platform, then back it up, verify, restore, compare and copy it off-site through Dagster; then
+    drop its database, and bring it back by the command line alone.
+
+    Copies go to .kyb/offsite; a file .kyb/offsite.toml with a table [offsite] names another place, such as a bucket.
 
     Leaves the sandbox under .kyb with its services running ("down" stops them) and can be run again:
     each run proves a new backup.
@@ -70,10 +75,12 @@ def command(folder: Path | None, story: bool, seed: int) -> None:
     start_sandbox(place, lambda text: click.echo(f"• {text}"))
     full, base, increment, state, archive = (_run_job(place, prefix) for prefix in _JOBS)
     _run(place, "verify_all_backups")
+    _run(place, "offsite_verification")
     proved = _report(place, full) & _report_point_in_time(place, base, increment)
     proved &= _report_files(place, state) & _report_files(place, archive)
-    proved &= _disaster(place, full)
     settings = config.load(place.settings_file, environment={})
+    proved &= _report_copies(settings, (full, base, increment, state, archive))
+    proved &= _disaster(place, full)
     report = make_report(settings, Survey(Repository(settings.repository)), now=utc_now())
     click.echo(f"\nThe health report: {keep_report(settings.repository, report)}")
     click.echo(f"{time.monotonic() - began:.0f} s in all. Look at it in the UI: make up")
@@ -202,6 +209,20 @@ def _report_files(place: Place, backup_id: str) -> bool:
     for title, said, how in rows:
         click.echo(f"  {title:<14} {said:<34} {how}".rstrip())
     return proof is not None and proof.verdict == "passed"
+
+
+def _report_copies(settings: Settings, backup_ids: Sequence[str]) -> bool:
+    """The off-site copies of what was made now, as they were seen last."""
+    whole = True
+    for view in views_of(settings.repository, settings.offsite):
+        click.echo(f"\noff-site: {view.url}")
+        for backup_id in backup_ids:
+            seen = view.copies.get(backup_id)
+            verdict = seen.verdict if seen is not None else None
+            whole &= verdict == "passed"
+            said = "no copy" if seen is None else f"{(verdict or 'not proved').replace('_', ' ')}: {seen.summary}"  # fmt: skip
+            click.echo(f"  {backup_id:<28} {said}")
+    return whole
 
 
 def _disaster(place: Place, backup_id: str) -> bool:

@@ -1,7 +1,7 @@
 """``kyb-backup list``: what backups there are, and how far each is proved."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,10 @@ from kyb_backup_pipeline.engine.printable import printable
 from kyb_backup_pipeline.engine.recovery_plan import coverages
 from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
 from kyb_backup_pipeline.engine.wal import ranges
+
+if TYPE_CHECKING:
+    from kyb_backup_pipeline.engine.offsite_standing import PlaceStanding
+    from kyb_backup_pipeline.engine.settings import Settings
 
 _RESTORE_TESTED = ("full", "base", "incremental")
 
@@ -29,14 +33,16 @@ def command(session: Session, kind: str | None, as_json: bool) -> None:
 
     A folder without a complete manifest is not a backup and is not listed; it is named on stderr.
     """
-    repository = Repository(session.settings().repository)
+    settings = session.settings()
+    repository = Repository(settings.repository)
     kinds = [name for name in FOLDERS if kind in (None, name)]
     backups = [backup for backup in repository.backups(kinds) if kind in (None, backup.kind)]
-    lines = [_line(repository, backup) for backup in backups]
+    places = _places(settings)
+    lines = [_line(repository, backup, places) for backup in backups]
     if as_json:
         click.echo(json.dumps(lines, indent=2))
     elif lines:
-        _table(lines)
+        _table(lines, copies=bool(places))
     else:
         click.echo(f"no backups in {repository.root}")
     if kind in (None, "base", "incremental"):
@@ -55,7 +61,17 @@ def command(session: Session, kind: str | None, as_json: bool) -> None:
         click.echo(f"not a backup: {leftover.folder} ({what})", err=True)
 
 
-def _line(repository: Repository, backup: Backup) -> dict[str, Any]:
+def _places(settings: "Settings") -> "tuple[PlaceStanding, ...]":
+    """The off-site places, as they were seen last: no network is asked."""
+    from kyb_backup_pipeline.engine.offsite_standing import standings_of
+    from kyb_backup_pipeline.engine.offsite_view import views_of
+
+    return standings_of(settings.offsite, views_of(settings.repository, settings.offsite))
+
+
+def _line(
+    repository: Repository, backup: Backup, places: "tuple[PlaceStanding, ...]"
+) -> dict[str, Any]:
     proofs = repository.records.latest(backup.backup_id)
     manifest = backup.manifest
     line: dict[str, Any] = {
@@ -65,6 +81,7 @@ def _line(repository: Repository, backup: Backup) -> dict[str, Any]:
         "size_bytes": manifest.total_size if manifest else None,
         "verification": proofs["verification"].verdict if "verification" in proofs else None,
         "restore_test": proofs["restore_test"].verdict if "restore_test" in proofs else None,
+        "offsite": [place.name for place in places if place.state(backup.backup_id)],
     }
     if manifest and manifest.label:
         line["label"] = manifest.label
@@ -73,8 +90,9 @@ def _line(repository: Repository, backup: Backup) -> dict[str, Any]:
     return line
 
 
-def _table(lines: list[dict[str, Any]]) -> None:
-    header = ("ID", "KIND", "FINISHED (UTC)", "SIZE", "VERIFICATION", "RESTORE TEST", "")
+def _table(lines: list[dict[str, Any]], *, copies: bool) -> None:
+    header = ("ID", "KIND", "FINISHED (UTC)", "SIZE", "VERIFICATION", "RESTORE TEST",
+              "OFF-SITE" if copies else "", "")  # fmt: skip
     rows = [
         (
             line["id"],
@@ -83,6 +101,7 @@ def _table(lines: list[dict[str, Any]]) -> None:
             "" if line["size_bytes"] is None else size(line["size_bytes"]),
             _state(line["verification"]),
             _state(line["restore_test"]) if line["kind"] in _RESTORE_TESTED else "",
+            ", ".join(line["offsite"]) or "none" if copies else "",
             printable(line.get("problem") or line.get("label", "")),
         )
         for line in lines

@@ -39,6 +39,7 @@ def list_(
     Needs the address and the credentials only: no repository, and no key.
     """
     from kyb_backup_pipeline.engine.offsite_copy import list_copies
+    from kyb_backup_pipeline.engine.offsite_listing import look_over
     from kyb_backup_pipeline.engine.offsite_opening import opened
     from kyb_backup_pipeline.engine.offsite_target import chosen
 
@@ -52,9 +53,11 @@ def list_(
                 found = place.require_probe(now, anew=True)
                 said = "; ".join(found.weaknesses()) or "it can be trusted with checksums and names"
                 click.echo(f"{place.target.url}: {said}", err=True)
-            copies = list_copies(place.target, [k for k in FOLDERS if kind in (None, k)])
-            if kind is None:
-                _remember(place, copies)
+            copies = (
+                list_copies(place.target, [k for k in FOLDERS if k == kind])
+                if kind
+                else look_over(place, now)
+            )
             lines += [_line(place, listed) for listed in copies]
     if as_json:
         click.echo(json.dumps(lines, indent=2))
@@ -64,28 +67,6 @@ def list_(
         click.echo("no copies")
     if failed:
         sys.exit(failed[0].exit_code)
-
-
-def _remember(place: "Place", copies: "list[Listed]") -> None:
-    """Write down at home which copies there are, and whether the newest can be deleted."""
-    from kyb_backup_pipeline.engine.offsite_lock import safety_of
-    from kyb_backup_pipeline.engine.offsite_view import SeenCopy
-
-    now = utc_now()
-    known = place.view.copies
-    readable = [listed.copy_ for listed in copies if listed.copy_ is not None]
-    seen = {
-        copy.backup_id: known.get(copy.backup_id)
-        or SeenCopy(
-            kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at
-        )
-        for copy in readable
-    }
-    changes: dict[str, object] = {"copies": seen, "looked_at": now}
-    if readable:
-        safety = safety_of(place.target, readable[0])
-        changes |= {"deletable": safety.deletable(now), "locked_until": safety.until}
-    place.see(**changes)
 
 
 def _line(place: "Place", listed: "Listed") -> dict[str, Any]:
@@ -155,7 +136,7 @@ def verify(
     """
     if everything and backup_ids:
         raise InvalidRequest("--all and ids contradict each other")
-    from kyb_backup_pipeline.engine.offsite_copy import list_copies
+    from kyb_backup_pipeline.engine.offsite_listing import look_over
     from kyb_backup_pipeline.engine.offsite_opening import opened
     from kyb_backup_pipeline.engine.offsite_target import chosen
     from kyb_backup_pipeline.engine.offsite_verify import verify_copy
@@ -165,7 +146,7 @@ def verify(
     failed: list[KybError] = []
     for name in chosen(settings.offsite, target):
         with each(name, failed), opened(settings, name, utc_now()) as place:
-            for listed in _listed(list_copies(place.target), backup_ids, place):
+            for listed in _listed(look_over(place, utc_now()), backup_ids, place):
                 with session.reporting() as report:
                     proof = verify_copy(place, listed, deep=deep, now=utc_now(), report=report)
                 proofs.append(proof)

@@ -1,12 +1,16 @@
 """``kyb-backup show ID``: one backup with all its records."""
 
 import json
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kyb_backup_pipeline.cli.session import Session, size, with_session
 from kyb_backup_pipeline.engine.manifest import Manifest, Proof
 from kyb_backup_pipeline.engine.store import Repository
+
+if TYPE_CHECKING:
+    from kyb_backup_pipeline.engine.settings import Settings
 
 
 @click.command(
@@ -21,7 +25,8 @@ Examples:
 @with_session
 def command(session: Session, backup_id: str, as_json: bool) -> None:
     """Show one backup: what it holds, where it comes from, and every proof of it."""
-    repository = Repository(session.settings().repository)
+    settings = session.settings()
+    repository = Repository(settings.repository)
     backup = repository.find(backup_id)
     manifest = backup.require_manifest()
     proofs = repository.records.of(backup_id)
@@ -33,13 +38,31 @@ def command(session: Session, backup_id: str, as_json: bool) -> None:
                 for proof in proofs
                 if proof.proof == name
             ]
+        document["offsite"] = _copies(settings, backup_id)
         click.echo(json.dumps(document, indent=2))
         return
     _describe(manifest)
     click.echo(f"folder         {backup.folder}")
+    for copy in _copies(settings, backup_id):
+        verdict = (copy["verification"] or "not verified").replace("_", " ")
+        click.echo(f"{'copy':<14} in {copy['url']}, pushed {copy['pushed_at'][:19]} UTC, {verdict}")
     click.echo("\nproofs" if proofs else "\nno proofs yet: kyb-backup verify, kyb-backup drill")
     for proof in proofs:
         show_proof(proof)
+
+
+def _copies(settings: "Settings", backup_id: str) -> list[dict[str, Any]]:
+    """Its off-site copies, as they were seen last: no network is asked."""
+    from kyb_backup_pipeline.engine.offsite_view import views_of
+
+    found = []
+    for view in views_of(settings.repository, settings.offsite):
+        seen = view.copies.get(backup_id)
+        if seen is not None:
+            at = seen.verified_at.isoformat() if seen.verified_at else None
+            found.append({"target": view.target, "url": view.url, "pushed_at": seen.pushed_at.isoformat(),
+                          "verification": seen.verdict, "verified_at": at, "summary": seen.summary})  # fmt: skip
+    return found
 
 
 def _describe(manifest: Manifest) -> None:

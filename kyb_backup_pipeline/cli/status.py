@@ -14,6 +14,7 @@ from kyb_backup_pipeline.engine.health import ELSE, STALE, Health, look_at
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.printable import printable
 from kyb_backup_pipeline.engine.report import health_document
+from kyb_backup_pipeline.engine.report_rows import place_row
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.survey import Fact, Survey
@@ -82,6 +83,10 @@ def _show(health: Health) -> None:
         days = health.space.days_until_full
         until = f", full in {days:.0f} days at the growth of the last week" if days else ""
         click.echo(f"room            {size(health.space.free)} free{until}")
+    for place in (place_row(place, health.at) for place in health.places):
+        click.echo(f"off-site        {place['name']}: {place['copies']} copies in {place['url']}, "
+                   f"reachable: {place['reachable'][1]}; verified {place['verified']}; "
+                   f"locked {place['locked'][1]}")  # fmt: skip
     for trouble in health.troubles:
         click.secho(f"\n{trouble.severity:<9}", fg=_COLOURS[trouble.severity], nl=False)
         click.echo(printable(trouble.title))

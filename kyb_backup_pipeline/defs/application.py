@@ -1,8 +1,9 @@
 """The application's state before a deployment: an encrypted backup and its verification.
 
 ``pre_deployment_backup`` is for a deployment's pipeline: it succeeds if the backup is complete, as the
-command line does, whether or not this host has the key to look into it. Its verification follows in the
-night, or at once where its partition is materialized.
+command line does, whether or not this host has the key to look into it, and whether or not the off-site
+place answers: a deployment waits for neither. Its verification and its copy follow in the night, or at once where
+their partitions are materialized.
 Where to look next: ``engine/file_backup.py``, ``engine/verify_archive.py``.
 """
 

@@ -9,6 +9,7 @@ import dagster as dg
 
 from kyb_backup_pipeline.defs.archive_checks import backup_checks_of, verification_checks_of
 from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
+from kyb_backup_pipeline.defs.offsite import configuration_archive_offsite_copy
 from kyb_backup_pipeline.defs.partitions import CONFIGURATION
 from kyb_backup_pipeline.defs.proof_view import engine_errors
 from kyb_backup_pipeline.defs.resources import (
@@ -73,10 +74,14 @@ def configuration_verification(
 
 configuration_job = dg.define_asset_job(
     "configuration_job",
-    selection=[configuration_archive, configuration_verification],
+    selection=[
+        configuration_archive,
+        configuration_verification,
+        configuration_archive_offsite_copy,
+    ],
     executor_def=dg.in_process_executor,
     tags={**_TAGS, **_MAX_RUNTIME},
-    description="Archive the configuration and verify the archive.",
+    description="Archive the configuration, verify the archive, and copy it off-site.",
 )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata
+from kyb_backup_pipeline.defs.offsite import full_backup_offsite_copy
 from kyb_backup_pipeline.defs.partitions import FULL, partitioned_check
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
 from kyb_backup_pipeline.defs.resources import (
@@ -145,10 +146,16 @@ def full_backup_restore_test(
 
 full_backup_job = dg.define_asset_job(
     "full_backup_job",
-    selection=[full_backup, full_backup_verification, full_backup_restore_test],
+    selection=[
+        full_backup,
+        full_backup_verification,
+        full_backup_restore_test,
+        full_backup_offsite_copy,
+    ],
     executor_def=dg.in_process_executor,
     tags=_RUN_TAGS,
-    description="Take a full backup, verify it, restore it on a throwaway server and compare. For a "
+    description="Take a full backup, verify it, restore it on a throwaway server and compare, and copy it "
+    "off-site. For a "
     "backup with a name of your own add a partition with that name and launch it.",
 )
 

@@ -14,6 +14,10 @@ from collections.abc import Iterator
 import dagster as dg
 
 from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata, chain_check
+from kyb_backup_pipeline.defs.offsite import (
+    base_backup_offsite_copy,
+    incremental_backup_offsite_copy,
+)
 from kyb_backup_pipeline.defs.partitions import BASE, INCREMENTAL, partitioned_check
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
 from kyb_backup_pipeline.defs.resources import (
@@ -225,26 +229,37 @@ def _covered(settings: Settings) -> dict[str, str | int]:
 
 base_backup_job = dg.define_asset_job(
     "base_backup_job",
-    selection=[base_backup, base_backup_verification],
+    selection=[base_backup, base_backup_verification, base_backup_offsite_copy],
     executor_def=dg.in_process_executor,
     tags={**_BASE_TAGS, **_MAX_RUNTIME},
-    description="Take a base backup of the cluster and verify it.",
+    description="Take a base backup of the cluster, verify it, and copy it off-site.",
 )
 
 incremental_backup_job = dg.define_asset_job(
     "incremental_backup_job",
-    selection=[incremental_backup, incremental_backup_verification],
+    selection=[
+        incremental_backup,
+        incremental_backup_verification,
+        incremental_backup_offsite_copy,
+    ],
     executor_def=dg.in_process_executor,
     tags={**_INCREMENTAL_TAGS, **_MAX_RUNTIME},
-    description="Bring the write-ahead log up to this moment into the repository and verify it.",
+    description="Bring the write-ahead log up to this moment into the repository, verify it, "
+    "and copy it off-site.",
 )
 
 point_in_time_test_job = dg.define_asset_job(
     "point_in_time_test_job",
-    selection=[incremental_backup, incremental_backup_verification, point_in_time_restore_test],
+    selection=[
+        incremental_backup,
+        incremental_backup_verification,
+        point_in_time_restore_test,
+        incremental_backup_offsite_copy,
+    ],
     executor_def=dg.in_process_executor,
     tags={**_INCREMENTAL_TAGS, **_MAX_RUNTIME},
-    description="Take an increment, verify it, and recover to its marker on a throwaway server.",
+    description="Take an increment, verify it, recover to its marker on a throwaway server, and copy it "
+    "off-site.",
 )
 
 

@@ -3,7 +3,7 @@
 So each backup has a lineage of its own: ``full_backup[id]``, ``full_backup_verification[id]``,
 ``full_backup_restore_test[id]``; an increment ``incremental_backup[id]``, its verification and
 ``point_in_time_restore_test[id]``, on a base backup that it names; application states and configuration
-archives each their verification. The sets are dynamic, and the
+archives each their verification; and every one its ``…_offsite_copy``. The sets are dynamic, and the
 repository on disk is the truth: a run registers the key of the backup it is about to make, and
 ``sensors`` adds and removes the others.
 """
@@ -21,15 +21,16 @@ from kyb_backup_pipeline.engine.store import valid_id
 
 @dataclass(frozen=True)
 class Family:
-    """The assets of one kind of backup: the backup itself, and its proofs by their name.
+    """The assets of one kind of backup: the backup itself, its proofs by their name, and its off-site copy.
 
-    Each proof stands on the one before it, the first on the backup.
+    Each proof stands on the one before it, the first on the backup; the copy stands on the verification.
     """
 
     kind: Kind
     partitions: dg.DynamicPartitionsDefinition
     backup: dg.AssetKey
     proofs: Mapping[str, dg.AssetKey]
+    copy: dg.AssetKey
 
     @property
     def set_name(self) -> str:
@@ -64,6 +65,7 @@ def _family(kind: Kind, partitions: str, backup: str, **proofs: str) -> Family:
         dg.DynamicPartitionsDefinition(name=partitions),
         dg.AssetKey(backup),
         {name: dg.AssetKey(asset) for name, asset in proofs.items()},
+        dg.AssetKey(f"{backup}_offsite_copy"),
     )
 
 

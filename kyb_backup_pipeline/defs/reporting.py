@@ -15,7 +15,7 @@ Learned from Dagster 1.13, and pinned by tests:
 Dagster exports neither of the two classes imported from its inside.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
@@ -23,9 +23,11 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 from dagster._core.events import AssetMaterializationPlannedData
 
-from kyb_backup_pipeline.defs.partitions import Family
+from kyb_backup_pipeline.defs.copy_view import copy_check, worst_of
+from kyb_backup_pipeline.defs.partitions import FAMILIES, Family
 from kyb_backup_pipeline.defs.proof_view import PASSED, bad_proofs, proof_checks, proof_metadata
-from kyb_backup_pipeline.engine.manifest import Proof
+from kyb_backup_pipeline.engine.manifest import Kind, Proof
+from kyb_backup_pipeline.engine.offsite_verify import CopyProof
 
 Reported = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
@@ -51,6 +53,36 @@ def report_proofs(
         yield from report_checks(context, asset, partition, proof_checks(proof, family.kind))
     if bad:
         raise bad_proofs(bad)
+
+
+def report_copies(
+    context: dg.OpExecutionContext,
+    proofs: Sequence[CopyProof],
+    at_home: Collection[str],
+    places: Collection[str],
+) -> Iterator[Reported]:
+    """Yield what was found of off-site copies, to the partitions of backups that are ``at_home``.
+
+    A copy is green where every one of the ``places`` has it as it was pushed. Of one that is not at every place
+    nothing is said here: it is brought there, or the health model tells of it. The caller fails the run for bad ones.
+    """
+    by_backup: dict[tuple[str, Kind], list[CopyProof]] = {}
+    for proof in proofs:
+        if proof.backup_id in at_home:
+            by_backup.setdefault((proof.backup_id, proof.kind), []).append(proof)
+    for (backup_id, kind), found in by_backup.items():
+        family = FAMILIES[kind]
+        if worst_of(found) != "passed":
+            _plan(context, family.copy, backup_id)
+        elif {proof.target for proof in found} != set(places):
+            continue
+        else:
+            rows = {proof.target: proof.summary for proof in found}
+            yield dg.AssetMaterialization(
+                family.copy, partition=backup_id, metadata={"copies": len(found), **rows},
+                tags=_versions(family.proofs["verification"]),
+            )  # fmt: skip
+        yield from report_checks(context, family.copy, backup_id, [copy_check(family.copy, found)])
 
 
 def report_checks(

@@ -4,6 +4,9 @@
 scripts, or another Dagster) made gets a partition and a materialization; records of proofs that no run
 of this Dagster made are handed to the job ``follow_repository``; a backup that is gone leaves the list.
 
+An off-site copy that the command line made appears with a materialization once every place that is set has it, by
+what was written down at home: no place is asked. Its check is answered by the next ``offsite_verification``.
+
 Whose work is whose is asked of the run: a manifest or a record that names a run which this Dagster
 knows is left to that run. So nothing is reported twice, and after the loss of Dagster's database
 everything on disk comes back. A backup that a run did not live to report is taken over from it.
@@ -17,7 +20,7 @@ never because the whole repository is out of sight.
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,12 +29,14 @@ import dagster as dg
 from pydantic import BaseModel
 
 from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata, chain_check
+from kyb_backup_pipeline.defs.copy_view import seen_metadata
 from kyb_backup_pipeline.defs.partitions import FAMILIES, Family
 from kyb_backup_pipeline.defs.proof_view import engine_errors
 from kyb_backup_pipeline.defs.reporting import Reported, report_checks, report_proofs
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.engine.errors import NotFound
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
+from kyb_backup_pipeline.engine.offsite_view import SeenCopy, View, views_of
 from kyb_backup_pipeline.engine.records import proof_order
 from kyb_backup_pipeline.engine.store import Backup, Repository
 
@@ -111,7 +116,9 @@ def follow_repository() -> None:
 def repository_sensor(
     context: dg.SensorEvaluationContext, engine: EngineResource
 ) -> dg.SensorResult | dg.SkipReason:
-    repository = engine.repository()
+    settings = engine.settings()
+    repository = Repository(settings.repository)
+    views = views_of(repository.root, settings.offsite)
     cursor = Cursor.model_validate_json(context.cursor or "{}")
     run, now = _runs_of(context.instance), utc_now()
     try:
@@ -122,14 +129,15 @@ def repository_sensor(
     families = {backup_id: look.family for look in looks for backup_id in look.on_disk}
     records, read_to = _news(repository, cursor.records, families, run, now)
     found = [backup for look in looks for backup in look.found]
+    copies = [event for look in looks for event in _copies(context.instance, look, views, run, now)]
     requests = [request for look in looks for request in look.requests()]
     after = Cursor(records=read_to, damaged=frozenset().union(*(look.damaged for look in looks)))
-    if after == cursor and not (found or requests):
+    if after == cursor and not (found or requests or copies):
         return dg.SkipReason(f"{len(families)} backups, nothing new")
     appeared = Appeared(backups=[backup.backup_id for backup in found], records=records)
     return dg.SensorResult(
         cursor=after.model_dump_json(),
-        asset_events=[_materialization(backup) for backup in found],
+        asset_events=[*map(_materialization, found), *copies],
         dynamic_partitions_requests=requests,
         run_requests=[_run_request(appeared)] if found or records else [],
     )
@@ -174,6 +182,28 @@ def _look(
         new=sorted(on_disk - partitions, reverse=True)[:_BACKUPS],
         gone=sorted((partitions - on_disk) & (reported | cursor.damaged)),
     )
+
+
+def _copies(
+    instance: dg.DagsterInstance, look: _Look, views: Sequence[View], run: Run, now: datetime
+) -> Iterator[dg.AssetMaterialization]:
+    """Off-site copies that no run of this Dagster reported: what every place has, and nobody found bad."""
+    if not views:
+        return
+    everywhere = set.intersection(*({*view.copies} for view in views)) & look.on_disk
+    unreported = everywhere - instance.get_materialized_partitions(look.family.copy)
+    for backup_id in sorted(unreported, reverse=True)[:_BACKUPS]:
+        seen = {view.target: view.copies[backup_id] for view in views}
+        if all(_is_ours_to_tell(one, run, now) for one in seen.values()):
+            yield dg.AssetMaterialization(
+                look.family.copy, partition=backup_id, metadata=seen_metadata(seen)
+            )
+
+
+def _is_ours_to_tell(copy: SeenCopy, run: Run, now: datetime) -> bool:
+    maker = run(copy.run_id)
+    abandoned = maker is not None and maker.is_finished and now - copy.pushed_at > ABANDONED
+    return copy.verdict in (None, "passed") and (maker is None or abandoned)
 
 
 def _runs_of(instance: dg.DagsterInstance) -> Run:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from kyb_backup_pipeline.engine.attempts import Attempt
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.manifest import Kind
+from kyb_backup_pipeline.engine.offsite_view import View
 from kyb_backup_pipeline.engine.prune_records import PruneRecord
 from kyb_backup_pipeline.engine.recovery_plan import Coverage
 from kyb_backup_pipeline.engine.settings import HealthSettings
@@ -72,6 +73,7 @@ class Surroundings:
     killed_restores: tuple[str, ...] = ()
     prunes: tuple[PruneRecord, ...] = ()
     inventory: Inventory | None = None
+    views: tuple[View, ...] = ()
 
 
 def limits_of(health: HealthSettings) -> dict[Kind, timedelta | None]:

@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from kyb_backup_pipeline.engine.figures import KindHealth, Space, Surroundings, named
 from kyb_backup_pipeline.engine.kept_too_long import kept_too_long
 from kyb_backup_pipeline.engine.manifest import Kind
+from kyb_backup_pipeline.engine.offsite_findings import off_site
+from kyb_backup_pipeline.engine.offsite_standing import standings_of
 from kyb_backup_pipeline.engine.settings import HealthSettings, ScheduleSettings, Settings
 from kyb_backup_pipeline.engine.store import LEFTOVER_AGE
 from kyb_backup_pipeline.engine.survey import Fact, ProofName
@@ -40,6 +42,7 @@ def troubles_of(
     yield from _disorder(facts, around, now)
     yield from _retention(settings.health, around, now)
     yield from kept_too_long(around.inventory, settings.retention, now)
+    yield from off_site(settings, facts, standings_of(settings.offsite, around.views), now)
 
 
 def _ages(kinds: dict[Kind, KindHealth]) -> Iterator[Trouble]:

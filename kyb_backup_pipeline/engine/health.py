@@ -28,6 +28,9 @@ from kyb_backup_pipeline.engine.inventory import surveyed
 from kyb_backup_pipeline.engine.journal import all_journals
 from kyb_backup_pipeline.engine.kept_too_long import KEPT
 from kyb_backup_pipeline.engine.manifest import Kind
+from kyb_backup_pipeline.engine.offsite_findings import OFFSITE
+from kyb_backup_pipeline.engine.offsite_standing import PlaceStanding, standings_of
+from kyb_backup_pipeline.engine.offsite_view import views_of
 from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
@@ -37,7 +40,7 @@ from kyb_backup_pipeline.engine.trouble import SEVERITIES, Trouble
 STALE = ("stale:",)
 ELSE = ("repository", "missed:", "failed:", "verification:", "restore_test:", "unsure:", "unverified:",
         "unrestore_tested:", "anomaly:", "gap:", "slot_lag", "archiver", "space", "unreadable:", "clock",
-        "leftovers", "restore:", "retention", KEPT)  # fmt: skip
+        "leftovers", "restore:", "retention", KEPT, OFFSITE)  # fmt: skip
 """What keys of troubles begin with: of these a look says when they are over."""
 _PRUNES = 50
 
@@ -55,6 +58,7 @@ class Health:
     recovery_time: float | None
     slot_lag: int | None
     troubles: tuple[Trouble, ...]
+    places: tuple[PlaceStanding, ...] = ()
 
     @property
     def well(self) -> bool:
@@ -98,6 +102,7 @@ def judge(settings: Settings, facts: Sequence[Fact], around: Surroundings, now: 
         recovery_time=tested.restore_test.recovery if tested and tested.restore_test else None,
         slot_lag=newest_increment.lag if newest_increment else None,
         troubles=tuple(worst_first),
+        places=standings_of(settings.offsite, around.views),
     )
 
 
@@ -113,6 +118,7 @@ def _surroundings(settings: Settings, survey: Survey) -> Surroundings:
         total=status.f_blocks * status.f_frsize,
         prunes=tuple(_prunes(repository)),
         inventory=surveyed(survey),
+        views=views_of(repository.root, settings.offsite),
         killed_restores=tuple(j.restore_id for j in all_journals(settings) if j.abandoned()),
     )
 

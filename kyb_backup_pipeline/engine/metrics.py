@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from kyb_backup_pipeline.engine.figures import limits_of
+from kyb_backup_pipeline.engine.figures import KINDS, limits_of
 from kyb_backup_pipeline.engine.files import flush_folder
 from kyb_backup_pipeline.engine.health import Health
 from kyb_backup_pipeline.engine.settings import Settings
@@ -85,7 +85,23 @@ def gauges(health: Health) -> Iterator[Gauge]:
         if one.failure is not None:
             yield Gauge("kyb_backup_last_failure_timestamp_seconds", "The newest failed attempt.",
                         one.failure.at.timestamp(), label)  # fmt: skip
+    yield from _offsite(health)
     yield from _whole(health)
+
+
+def _offsite(health: Health) -> Iterator[Gauge]:
+    for place in health.places:
+        label = ("target", place.name)
+        yield Gauge("kyb_backup_offsite_reachable", "Whether the place answered when it was used last.",
+                    float(place.view.trouble is None), (label,))  # fmt: skip
+        for kind in KINDS:
+            labels = (label, ("kind", kind))
+            count = sum(seen.kind == kind for seen in place.view.copies.values())
+            yield Gauge("kyb_backup_offsite_copies", "Copies of a kind.", count, labels)
+            if kind in place.newest:
+                yield Gauge("kyb_backup_offsite_newest_copy_timestamp_seconds",
+                            "When the backup was complete of which the newest copy is.",
+                            _stamp(place.newest[kind][1].finished_at), labels)  # fmt: skip
 
 
 def _whole(health: Health) -> Iterator[Gauge]:

@@ -22,6 +22,7 @@ from kyb_backup_pipeline.engine.offsite_target import (
     TargetFull,
     TargetRefuses,
     TargetUnreachable,
+    address_of,
 )
 from kyb_backup_pipeline.engine.settings import OffsiteTargetSettings
 
@@ -32,9 +33,8 @@ class FolderTarget:
     """One folder. Raises TargetUnreachable where it is not there."""
 
     def __init__(self, name: str, options: OffsiteTargetSettings) -> None:
-        assert options.url is not None
         self.name = name
-        self.root = Path("/" + options.url.removeprefix("file://").strip("/"))
+        self.root = Path(address_of(options))
         self.url = str(self.root)
         self.options = options
 

@@ -1,7 +1,7 @@
 """Opening an off-site place: the right kind of target, known to be what it was, and probed."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +17,7 @@ from kyb_backup_pipeline.engine.offsite_target import (
     TargetUnreachable,
     chosen,
 )
-from kyb_backup_pipeline.engine.offsite_view import View, Views
+from kyb_backup_pipeline.engine.offsite_view import SeenCopy, View, Views
 from kyb_backup_pipeline.engine.settings import OffsiteTargetSettings, Settings
 
 _log = logging.getLogger(__name__)
@@ -51,8 +51,34 @@ class Place:
 
     def see(self, **changes: object) -> None:
         """Write down what was seen; the place answers, then."""
-        self.view = self.view.model_copy(update={"trouble": None, **changes})
-        self.views.keep(self.view)
+        self._change(lambda view: view.model_copy(update={"trouble": None, **changes}))
+
+    def saw(
+        self,
+        copies: Mapping[str, SeenCopy] | None = None,
+        *,
+        damaged: Mapping[str, str] | None = None,
+        gone: Iterable[str] = (),
+        **changes: object,
+    ) -> None:
+        """Write down what was seen of some copies; of the others everything stays."""
+        anew = {**(copies or {})}, {**(damaged or {})}
+        not_copies, not_damaged = {*gone, *anew[1]}, {*gone, *anew[0]}
+
+        def add(view: View) -> View:
+            stay = {i: seen for i, seen in view.copies.items() if i not in not_copies}
+            bad = {i: why for i, why in view.damaged.items() if i not in not_damaged}
+            found = {"copies": {**stay, **anew[0]}, "damaged": {**bad, **anew[1]}}
+            return view.model_copy(update={"trouble": None, **found, **changes})
+
+        self._change(add)
+
+    def fails(self, error: KybError, now: datetime) -> None:
+        """Write down that the place could not be used."""
+        self.view = self.views.failed(self.target.name, self.target.url, error, now)
+
+    def _change(self, how: Callable[[View], View]) -> None:
+        self.view = self.views.change(self.target.name, self.target.url, how)
 
 
 @contextmanager
@@ -71,7 +97,7 @@ def opened(settings: Settings, name: str, now: datetime, *, anew: bool = False) 
         yield place
     except KybError as error:
         if isinstance(error, _ITS_FAULT):
-            place.view = views.failed(place.view, error, now)
+            place.fails(error, now)
         raise
 
 

@@ -95,7 +95,7 @@ def apply_prune(
     remaining = list_copies(target)  # anew: somebody may have pushed meanwhile
     done += _sweep(target, remaining, now)
     gone = {one.what for one in done if one.deleted}
-    place.see(copies={i: seen for i, seen in place.view.copies.items() if i not in gone})
+    place.saw(gone=gone)
     return done
 
 

@@ -95,6 +95,7 @@ def push(
     *,
     now: datetime,
     again: bool = False,
+    run_id: str | None = None,
     report: Reporter = silent,
 ) -> Pushed:
     """Bring one backup to the place, or only its newer records where it is there already.
@@ -136,10 +137,10 @@ def push(
             )
             copy = _commit(target, copy, sure=known_probe.create_only, again=again)
         records = push_records(repository, target, [backup.backup_id])
-    seen = SeenCopy(
-        kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at
-    )
-    place.see(copies={backup.backup_id: seen, **place.view.copies})
+    seen = SeenCopy(kind=copy.kind, finished_at=copy.manifest.completed_at,
+                    pushed_at=copy.pushed_at, run_id=None if already else run_id)  # fmt: skip
+    known = place.view.copies.get(backup.backup_id) if already else None
+    place.saw({backup.backup_id: known or seen})
     if not already:
         _log.info("%s is in %s: %d bytes sent, %d found", copy.backup_id, target.url, sent, found)
     return Pushed(copy=copy, already=already, sent=sent, found=found, records=records,

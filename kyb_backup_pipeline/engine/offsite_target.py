@@ -103,6 +103,14 @@ class Target(Protocol):
         """Write an object with a wrong checksum, and see whether it is taken; None: cannot be tried."""
 
 
+def address_of(options: OffsiteTargetSettings) -> str:
+    """The address of a place, written in one way whatever way it was set."""
+    assert options.url is not None
+    if options.url.startswith(("/", "file://")):
+        return "/" + options.url.removeprefix("file://").strip("/")
+    return options.url.rstrip("/")
+
+
 def target_settings(settings: OffsiteSettings) -> dict[str, OffsiteTargetSettings]:
     """All targets by their names."""
     own = {DEFAULT_NAME: settings} if settings.url is not None else {}

@@ -62,13 +62,17 @@ def verify_copy(
             unreachable = error
     proof = _proof(place, listed, look, unreachable, deep, now)
     if copy is not None:
+        known = place.view.copies.get(copy.backup_id)
         seen = SeenCopy(
             kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at,
             verified_at=proof.finished_at, deep=deep, verdict=proof.verdict, summary=proof.summary,
+            run_id=known.run_id if known else None,
         )  # fmt: skip
-        place.see(copies={**place.view.copies, copy.backup_id: seen})
+        place.saw({copy.backup_id: seen}, trouble=place.view.trouble if unreachable else None)
+    else:
+        place.saw(damaged={listed.backup_id: proof.summary})
     if unreachable is not None:
-        place.view = place.views.failed(place.view, unreachable, now)
+        place.fails(unreachable, now)
     return proof
 
 

@@ -3,12 +3,17 @@
 ``offsite/<target>.json`` in the repository, written durably; where the repository cannot be written, and on a
 machine that has none, in the user's state folder. Health findings are made of it: which copies there are, how
 they were proved, whether they can be deleted, and since when the place does not answer.
+
+A push and a verification may be at work at once: each changes what is written there at that moment, under a lock, not
+what it read an hour ago.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -18,6 +23,8 @@ from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
 from kyb_backup_pipeline.engine.manifest import Kind, Verdict, write_json
 from kyb_backup_pipeline.engine.offsite_probe import Probe
+from kyb_backup_pipeline.engine.offsite_target import address_of, target_settings
+from kyb_backup_pipeline.engine.settings import OffsiteSettings
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +36,9 @@ class _Seen(BaseModel):
 
 
 class SeenCopy(_Seen):
-    """One copy as it was seen last. ``verdict`` is of the newest ``offsite verify`` of it."""
+    """One copy as it was seen last. ``verdict`` is of the newest ``offsite verify`` of it, ``run_id`` the run of
+    Dagster that pushed it.
+    """
 
     kind: Kind
     finished_at: AwareDatetime
@@ -38,6 +47,7 @@ class SeenCopy(_Seen):
     deep: bool = False
     verdict: Verdict | None = None
     summary: str = ""
+    run_id: str | None = None
 
 
 class Trouble(_Seen):
@@ -49,7 +59,9 @@ class Trouble(_Seen):
 
 
 class View(_Seen):
-    """One place. ``looked_at``: when its list of copies was read last."""
+    """One place. ``looked_at``: when its list of copies was read last. ``damaged``: of the copies whose commit
+    object cannot be read, why.
+    """
 
     format_version: int = 1
     target: str
@@ -57,6 +69,7 @@ class View(_Seen):
     probe: Probe | None = None
     looked_at: AwareDatetime | None = None
     copies: Mapping[str, SeenCopy] = {}
+    damaged: Mapping[str, str] = {}
     trouble: Trouble | None = None
     deletable: bool | None = None
     locked_until: AwareDatetime | None = None
@@ -99,16 +112,48 @@ class Views:
             return
         _log.warning("what was seen of %s could not be written down", view.target)
 
-    def failed(self, view: View, error: KybError, now: datetime) -> View:
-        """Write down that a target could not be used."""
-        since = view.trouble.since if view.trouble else now
-        trouble = Trouble(since=since, message=error.message, hint=error.hint)
-        changed = view.model_copy(update={"trouble": trouble})
-        self.keep(changed)
+    def change(self, target: str, url: str, how: Callable[[View], View]) -> View:
+        """Change what is written there at this moment, and return it."""
+        with self._changing(target):
+            changed = how(self.read(target, url))
+            self.keep(changed)
         return changed
+
+    def failed(self, target: str, url: str, error: KybError, now: datetime) -> View:
+        """Write down that a target could not be used."""
+
+        def add(view: View) -> View:
+            since = view.trouble.since if view.trouble else now
+            trouble = Trouble(since=since, message=error.message, hint=error.hint)
+            return view.model_copy(update={"trouble": trouble})
+
+        return self.change(target, url, add)
+
+    @contextlib.contextmanager
+    def _changing(self, target: str) -> Iterator[None]:
+        """Keep others out meanwhile. Where no lock can be had none is: there nothing can be written either."""
+        for folder in self._places():
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file = stack.enter_context(open(folder / f".{target}.lock", "wb"))
+                os.fchmod(file.fileno(), 0o600)
+                fcntl.flock(file, fcntl.LOCK_EX)
+                lock = stack.pop_all()
+                break
+        else:
+            lock = contextlib.ExitStack()
+        with lock:
+            yield
 
     def _places(self) -> list[Path]:
         state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         digest = hashlib.sha256(str(self.repository.absolute()).encode()).hexdigest()[:12]
         outside = Path(state) / "kyb-backup" / f"offsite-{digest}"
         return [self.repository / _FOLDER, outside] if self.repository.is_dir() else [outside]
+
+
+def views_of(repository: Path, settings: OffsiteSettings) -> tuple[View, ...]:
+    """What is known of every place that is set, in the order of the settings."""
+    views = Views(repository)
+    targets = target_settings(settings).items()
+    return tuple(views.read(name, address_of(options)) for name, options in targets)

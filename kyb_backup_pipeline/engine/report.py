@@ -13,6 +13,7 @@ from typing import Any
 from kyb_backup_pipeline.engine.figures import KindHealth
 from kyb_backup_pipeline.engine.health import Health, look_at
 from kyb_backup_pipeline.engine.manifest import Verdict
+from kyb_backup_pipeline.engine.offsite_standing import PlaceStanding
 from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.records import RECORD_STAMP, ProofRecords, proof_order
 from kyb_backup_pipeline.engine.settings import Settings
@@ -89,7 +90,7 @@ def as_document(report: Report) -> dict[str, Any]:
              "recovery_seconds": t.seconds}
             for t in report.tests
         ],
-        "backups": [backup_document(fact) for fact in report.facts],
+        "backups": [backup_document(fact, report.health.places) for fact in report.facts],
         "pruned": [
             {"at": record.began_at.isoformat(), "state": record.state, "refusal": record.refusal,
              "deleted": [gone.model_dump() for gone in record.deleted]}
@@ -107,6 +108,7 @@ def health_document(health: Health) -> dict[str, Any]:
         "recovery_point": health.recovery_point.isoformat() if health.recovery_point else None,
         "recovery_time_seconds": health.recovery_time,
         "slot_lag_bytes": health.slot_lag,
+        "offsite": [place_document(place, health.at) for place in health.places],
         "space": {
             "free_bytes": health.space.free,
             "total_bytes": health.space.total,
@@ -122,13 +124,32 @@ def health_document(health: Health) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def backup_document(fact: Fact) -> dict[str, Any]:
-    """One backup and its proofs."""
+def place_document(place: PlaceStanding, now: datetime) -> dict[str, Any]:
+    """One off-site place, as it was seen last."""
+    view = place.view
+    return {
+        "target": place.name, "url": view.url, "reachable": view.trouble is None,
+        "unreachable_since": view.trouble.since.isoformat() if view.trouble else None,
+        "looked_at": view.looked_at.isoformat() if view.looked_at else None,
+        "verified_at": place.verified_at.isoformat() if place.verified_at else None,
+        "deletable": place.deletable(now),
+        "locked_until": view.locked_until.isoformat() if view.locked_until else None,
+        "copies": len(view.copies), "damaged": sorted(view.damaged),
+        "newest": {
+            kind: {"backup": backup_id, "finished_at": seen.finished_at.isoformat(), "verification": seen.verdict}
+            for kind, (backup_id, seen) in place.newest.items()
+        },
+    }  # fmt: skip
+
+
+def backup_document(fact: Fact, places: Sequence[PlaceStanding] = ()) -> dict[str, Any]:
+    """One backup, its proofs, and the places that have a copy."""
     return {
         "id": fact.backup_id, "kind": fact.kind, "finished_at": fact.at.isoformat() if fact.at else None,
         "size_bytes": fact.size, "rows": fact.rows, "label": fact.label, "deployment": fact.deployment,
         "verification": fact.verification.verdict if fact.verification else None,
         "restore_test": fact.restore_test.verdict if fact.restore_test else None,
+        "offsite": [place.name for place in places if place.state(fact.backup_id)],
         "problem": fact.problem,
     }  # fmt: skip
 

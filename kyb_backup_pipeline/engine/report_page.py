@@ -19,6 +19,7 @@ from kyb_backup_pipeline.engine.report_rows import (
     figures,
     headline,
     kind_row,
+    place_row,
     short,
     stamp,
 )
@@ -50,9 +51,10 @@ def html_page(report: Report) -> str:
         troubles_left=max(len(health.troubles) - _TROUBLES, 0),
         figures=figures(health),
         kinds=[kind_row(one) for one in health.kinds.values()],
+        places=[place_row(place, health.at) for place in health.places],
         pictures=[(title, _safe(svg)) for title, svg in pictures_of(report)],
         pruned=_pruned(report),
-        backups=[backup_row(fact) for fact in report.facts[:_ROWS]],
+        backups=[backup_row(fact, health.places) for fact in report.facts[:_ROWS]],
         left_out=max(len(report.facts) - _ROWS, 0),
     )
 

@@ -1,16 +1,20 @@
 """A report in words: what its pages have in common, ready to be set in type."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from kyb_backup_pipeline.engine.figures import RESTORE_TESTED, KindHealth, named
+from kyb_backup_pipeline.engine.figures import KINDS, RESTORE_TESTED, KindHealth, named
 from kyb_backup_pipeline.engine.health import Health
 from kyb_backup_pipeline.engine.manifest import Kind
+from kyb_backup_pipeline.engine.offsite_standing import PlaceStanding
 from kyb_backup_pipeline.engine.pictures import amount
 from kyb_backup_pipeline.engine.survey import Fact, ProofFact
 from kyb_backup_pipeline.engine.trouble import lasting
 
 _TIME = "%Y-%m-%d %H:%M"
+_COPIES = ("failed", "could_not_verify", "unproved", "passed")
+"""From the worst."""
 
 
 def headline(health: Health) -> str:
@@ -81,7 +85,56 @@ def _proved(one: KindHealth, fact: Fact | None) -> tuple[str, str]:
     return "none", f"last: {fact.backup_id}"
 
 
-def backup_row(fact: Fact) -> dict[str, Any]:
+def place_row(place: PlaceStanding, now: datetime) -> dict[str, Any]:
+    """One off-site place."""
+    view = place.view
+    newest = [
+        (short(kind), place.newest[kind][0], f"{lasting(now - place.newest[kind][1].finished_at)} old")
+        for kind in KINDS if kind in place.newest
+    ]  # fmt: skip
+    return {
+        "name": place.name,
+        "url": view.url,
+        "copies": len(view.copies) + len(view.damaged),
+        "newest": newest,
+        "verified": f"{lasting(now - place.verified_at)} ago" if place.verified_at else "never",
+        "locked": _locked(place, now),
+        "reachable": _reachable(place),
+    }
+
+
+def _locked(place: PlaceStanding, now: datetime) -> tuple[str, str]:
+    """(class of the cell, words)."""
+    until, deletable = place.view.locked_until, place.deletable(now)
+    if deletable is None:
+        return "none", "not known"
+    if deletable:
+        return "none" if place.options.lock == "none" else "stale", "no: it can be deleted"
+    ever = until is None or until.year == 9999
+    return "passed", "until it is released" if ever or until is None else f"until {stamp(until)}"
+
+
+def _reachable(place: PlaceStanding) -> tuple[str, str]:
+    """(class of the cell, words)."""
+    trouble = place.view.trouble
+    if trouble is not None:
+        return "stale", f"not since {stamp(trouble.since)}"
+    return ("passed", "yes") if place.ever_seen else ("none", "never looked at")
+
+
+def copy_cell(fact: Fact, places: Sequence[PlaceStanding]) -> tuple[str, str]:
+    """Where a backup has copies: (class of the cell, words); the worst of them gives the class."""
+    states = {place.name: place.state(fact.backup_id) for place in places}
+    found = {name: state for name, state in states.items() if state is not None}
+    if not found:
+        return "none", "none"
+    worst = next((s for s in _COPIES if s in found.values()), "none")
+    words = (name if state in ("passed", "unproved") else f"{name} {state.replace('_', ' ')}"
+             for name, state in found.items())  # fmt: skip
+    return "none" if worst == "unproved" else worst, ", ".join(words)
+
+
+def backup_row(fact: Fact, places: Sequence[PlaceStanding] = ()) -> dict[str, Any]:
     """One backup."""
     return {
         "id": fact.backup_id,
@@ -91,6 +144,7 @@ def backup_row(fact: Fact) -> dict[str, Any]:
         "rows": f"{fact.rows:,}" if fact.rows is not None else "",
         "verification": _state(fact.verification),
         "restore_test": _state(fact.restore_test) if _tested(fact) else ("none", ""),
+        "copy": copy_cell(fact, places) if places else ("none", ""),
         "note": fact.problem or ", ".join(filter(None, (fact.deployment, fact.label))),
     }
 

@@ -7,7 +7,14 @@ from itertools import islice
 from kyb_backup_pipeline.engine.printable import markdown_text, printable
 from kyb_backup_pipeline.engine.report import Report
 from kyb_backup_pipeline.engine.report_page import pictures_of
-from kyb_backup_pipeline.engine.report_rows import backup_row, figures, headline, kind_row, stamp
+from kyb_backup_pipeline.engine.report_rows import (
+    backup_row,
+    figures,
+    headline,
+    kind_row,
+    place_row,
+    stamp,
+)
 
 _TROUBLES = 50
 """Of the Markdown: Dagster keeps it in its database."""
@@ -31,13 +38,18 @@ def text_page(report: Report, *, most: int | None = None) -> str:
         tested = f"; restore-tested {row['tested'][1]}" if row["tested"][1] else ""
         lines.append(f"  {row['name']:<18} newest {row['newest']}, {row['age']} old, limit {row['limit']}; "
                      f"verified {row['verified'][1]}{tested}")  # fmt: skip
+    for place in (place_row(place, health.at) for place in health.places):
+        lines += ["", f"Off-site {place['name']}: {place['url']}, reachable: {place['reachable'][1]}; "
+                  f"{place['copies']} copies, verified {place['verified']}, locked {place['locked'][1]}"]  # fmt: skip
+        lines += [f"  {kind:<18} newest {name}, {age}" for kind, name, age in place["newest"]]
     lines.append("")
     lines += [f"{what}: {figure}, {more}".rstrip(", ") for what, figure, more in figures(health)]
     lines += ["", "Backups:"]
     for fact in islice(report.facts, most):
-        row = backup_row(fact)
+        row = backup_row(fact, health.places)
         proofs = f"verification {row['verification'][1]}"
         proofs += f", restore test {row['restore_test'][1]}" if row["restore_test"][1] else ""
+        proofs += f", copy {row['copy'][1]}" if row["copy"][1] else ""
         note = f"  ({row['note']})" if row["note"] else ""
         lines.append(
             f"  {row['id']:<36} {row['kind']:<18} {row['at']:<16} {row['size']:>9}  {proofs}{note}"
@@ -62,6 +74,11 @@ def markdown_page(report: Report) -> str:
         for row in map(kind_row, health.kinds.values())
     ]
     parts.append(_table(("Kind", "Newest", "Age", "Limit", "Verified", "Restore-tested"), kinds))
+    if health.places:
+        rows_of = [(p["name"], p["url"], "; ".join(map(" ".join, p["newest"])), p["verified"], p["locked"][1],
+                    p["reachable"][1]) for p in (place_row(x, health.at) for x in health.places)]  # fmt: skip
+        head = ("Off-site", "Address", "Newest copies", "Verified", "Locked", "Reachable")
+        parts.append(_table(head, rows_of))
     for title, svg in pictures_of(report):
         encoded = base64.b64encode(svg.encode()).decode()
         parts.append(f"### {title}\n\n![{title}](data:image/svg+xml;base64,{encoded})")

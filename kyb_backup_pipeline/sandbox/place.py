@@ -49,6 +49,16 @@ class Place:
         return self.root / "secrets" / IDENTITY_FILE
 
     @property
+    def offsite(self) -> Path:
+        """The sandbox's off-site place: a folder that stands for another disk."""
+        return self.root / "offsite"
+
+    @property
+    def offsite_table(self) -> Path:
+        """A file that a user may write: another off-site place for the sandbox, such as a bucket."""
+        return self.root / "offsite.toml"
+
+    @property
     def dagster_home(self) -> Path:
         return self.root / "dagster_home"
 

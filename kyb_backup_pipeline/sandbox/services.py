@@ -36,7 +36,7 @@ _START_TIMEOUT = 120.0
 
 def start_sandbox(place: Place, say: Say) -> None:
     """Make what is missing and start what does not run; doing it again changes nothing."""
-    for name in ("log", "run", "secrets"):
+    for name in ("log", "run", "secrets", place.offsite.name):
         (place.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
     say("PostgreSQL of the sample platform")
     _start_cluster(place.platform, {"wal_level": "replica"})
@@ -236,6 +236,7 @@ minimum_free = 268435456
 # the key lies beside what it opens: fine for a sandbox, and for nothing else
 recipients = ["{public_keys(place.identity_file)[0]}"]
 identity_file = "{place.identity_file.relative_to(place.root)}"
+database = "offsite"
 
 [application]
 root = "application"
@@ -245,8 +246,22 @@ sessions = "query"
 sessions_query = "SELECT id, email, last_login FROM users WHERE last_login IS NOT NULL ORDER BY id LIMIT 500"
 stop_command = {_service_command(place, "stop")}
 start_command = {_service_command(place, "start")}
-"""
+
+{_offsite_table(place)}"""
     )
+
+
+def _offsite_table(place: Place) -> str:
+    """Where copies go: to a folder beside the repository, or to where ``offsite.toml`` says."""
+    try:
+        return place.offsite_table.read_text()
+    except FileNotFoundError:
+        url = json.dumps(str(place.offsite))
+        return f"""\
+[offsite]
+# a folder stands for another disk; for a bucket write this table into {place.offsite_table.name} beside this file
+url = {url}
+"""
 
 
 def _service_command(place: Place, what: str) -> str:
