@@ -2,8 +2,8 @@
 
 Small files are fetched into memory. A dump in plain format is streamed: its parts are fetched ahead, hashed,
 decrypted and decompressed on the way to psql, and nothing of it touches the disk. What other programs must
-read themselves (the directory format), and what the old scripts made, is brought into a private folder first,
-which goes with the block; what a kill leaves of that, the next one sweeps.
+read themselves (the directory format), archives of files, and what the old scripts made, is brought into a private
+folder first, which goes with the block; what a kill leaves of that, the next one sweeps.
 
 A copy is held against its commit object wherever it is read: CopyDamaged at the latest behind its last byte.
 """
@@ -20,7 +20,7 @@ from typing import TypeVar
 from kyb_backup_pipeline.engine.backup_files import FolderFiles
 from kyb_backup_pipeline.engine.compression import BLOCK
 from kyb_backup_pipeline.engine.contents import IN_MEMORY, Content, reading_blocks
-from kyb_backup_pipeline.engine.encryption import Undecryptable, check_opening, method_of
+from kyb_backup_pipeline.engine.encryption import Undecryptable, check_opening, method_of, unseal
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, NotFound
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.manifest import Kind
@@ -32,7 +32,7 @@ from kyb_backup_pipeline.engine.offsite_copy import (
 )
 from kyb_backup_pipeline.engine.offsite_fetch import fetch_into
 from kyb_backup_pipeline.engine.offsite_opening import Place, opened
-from kyb_backup_pipeline.engine.offsite_reading import fetching
+from kyb_backup_pipeline.engine.offsite_reading import fetching, read_part
 from kyb_backup_pipeline.engine.offsite_target import Target, chosen
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.settings import EncryptionSettings, Settings
@@ -78,16 +78,11 @@ class CopiedFiles:
         return self._small[path]
 
     def encrypted(self, path: str) -> bool:
-        return method_of(path) is not None or self._file(path).encryption != "none"
+        file = self._copied.get(path)
+        return file is not None and (method_of(path) is not None or file.encryption != "none")
 
     def check_opens(self, path: str, keys: EncryptionSettings) -> None:
-        file = self._file(path)
-        if file.encryption != "none":
-            check_opening(keys, file.encryption)
-        if (method := method_of(path)) is not None:
-            check_opening(keys, method)
-        with contextlib.suppress(Undecryptable):
-            self.read_whole(path, keys)
+        check_copied(self._target, self._file(path), keys)
 
     def here(self, path: str) -> Path:
         assert self.brought is not None, "the files are brought before programs read them"
@@ -97,6 +92,20 @@ class CopiedFiles:
         if path not in self._copied:
             raise FileNotFoundError(path)
         return self._copied[path]
+
+
+def check_copied(target: Target, file: CopiedFile, keys: EncryptionSettings) -> None:
+    """Does the key that is here open a file of a copy? Its first part is looked at, and not for damage.
+
+    Raises CouldNotVerify, WrongKey, CopyDamaged where that part is not what was pushed.
+    """
+    method = method_of(file.path) if file.encryption == "none" else file.encryption
+    if method is None:
+        return
+    check_opening(keys, method)
+    if file.parts:
+        with contextlib.suppress(Undecryptable):
+            unseal(keys, method, read_part(target, file.parts[0]))
 
 
 def _blocks(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -158,8 +167,8 @@ def offsite_backup(settings: Settings, place: Place, copy: OffsiteCopy) -> Itera
             backup_id=copy.backup_id, kind=copy.kind, folder=folder, manifest=copy.manifest,
             target=place.target, copy=copy, copied=CopiedFiles(place.target, copy, folder),
         )  # fmt: skip
-        if copy.manifest.legacy:
-            backup.bring(settings)  # what it needs is read from the dump, and more than once
+        if copy.manifest.legacy or copy.kind not in ("full", "base", "incremental"):
+            backup.bring(settings)  # it is read more than once, already for the plan
         yield backup
 
 
