@@ -27,7 +27,7 @@ from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore import load_dump
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.restore_outlook import Wish, look_ahead
-from kyb_backup_pipeline.engine.restore_source import Source
+from kyb_backup_pipeline.engine.restore_source import source_of
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
@@ -155,11 +155,7 @@ def test_what_was_tampered_with_is_failed_and_never_restored(
             proof = drill_full_backup(settings, again, now=utc_now())
             assert (proof.verdict, proof.figures.get("rows")) == ("failed", None)
             if name.startswith("database.sql"):
-                source = Source(
-                    folder=again.folder,
-                    manifest=again.require_manifest(),
-                    keys=settings.encryption,
-                )
+                source = source_of(again, settings.encryption)
                 with pytest.raises(RestoreFailed, match=r"cannot be decrypted"):
                     load_dump(source, programs, server.target(into), jobs=1, stall_timeout=60,
                               single_transaction=True, report=silent)  # fmt: skip

@@ -75,6 +75,13 @@ _IN_ORDER = [
     "kyb-backup offsite push --all",
     "kyb-backup offsite push ID",
     "kyb-backup offsite list",
+    "kyb-backup drill --from offsite",
+    "kyb-backup restore database ID --from offsite --dry-run",
+    "kyb-backup restore database ID --from offsite",
+    "kyb-backup restore point-in-time --at TIME --into DIR --from offsite --dry-run",
+    "kyb-backup restore point-in-time --at TIME --into DIR --from offsite",
+    "kyb-backup restore configuration ID --into DIR --from offsite",
+    "kyb-backup restore application ID --from offsite",
     "kyb-backup offsite verify",
     "kyb-backup offsite verify --all --deep",
     "kyb-backup offsite push ID --again",
@@ -123,6 +130,11 @@ class Site:
     @property
     def cli(self) -> Cli:
         return Cli(None, self.environment)
+
+    @property
+    def empty(self) -> Cli:
+        """The command line of a machine that has no backups, only the address of copies."""
+        return Cli(None, self.environment | {"BACKUP_DIR": str(self.place / "empty")})
 
     @property
     def target(self) -> Target:
@@ -195,7 +207,8 @@ def test_every_command_does_what_the_runbook_says(site: Site) -> None:
                 moment = marker.isoformat(sep=" ")
             filled = filled.replace("2026-01-31 14:55:00+00:00", moment)
             filled = filled.replace("TIME", shlex.quote(moment))
-            filled = filled.replace("DIR", str(site.cluster.folder / "recovered"))
+            folder = "again" if "--from" in text else "recovered"
+            filled = filled.replace("DIR", str(site.cluster.folder / folder))
         filled = filled.replace("DIR", str(site.place / f"into-{number}"))
         filled = filled.replace("VERSION", "v42").replace("FILE", str(site.place / "report.html"))
         filled = filled.replace("DATE", "2999-12-31")
@@ -209,7 +222,7 @@ def test_every_command_does_what_the_runbook_says(site: Site) -> None:
             arguments = shlex.split(part)[1:]
             if any(ask in text for ask in _ASKS) and "--dry-run" not in arguments:
                 arguments.append("--yes")  # instead of the name that a person types
-            run = site.cli.run(*arguments)
+            run = (site.empty if "--from" in text else site.cli).run(*arguments)
             expected = 2 if text in _LISTS else 0
             if text == "kyb-backup status":
                 expected = 6  # not every kind has been backed up yet, and it says so

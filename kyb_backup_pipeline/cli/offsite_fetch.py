@@ -2,18 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from kyb_backup_pipeline.cli.offsite_places import target_option, told
+from kyb_backup_pipeline.cli.offsite_places import target_option
 from kyb_backup_pipeline.cli.session import Session, with_session
-from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError
+from kyb_backup_pipeline.engine.errors import InvalidRequest
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.store import FOLDERS, Repository
-
-if TYPE_CHECKING:
-    from kyb_backup_pipeline.engine.settings import Settings
 
 
 @click.command(
@@ -46,20 +42,18 @@ def fetch(
     Every object and every file is held against the commit object, decrypted where it is encrypted; what does
     not match is refused, and nothing of it is published.
     """
+    from kyb_backup_pipeline.engine.offsite_backup import holding
     from kyb_backup_pipeline.engine.offsite_copy import find_copy
     from kyb_backup_pipeline.engine.offsite_fetch import chain_of, fetch_into, require_absent
     from kyb_backup_pipeline.engine.offsite_fetch import fetch as fetch_one
-    from kyb_backup_pipeline.engine.offsite_opening import opened
-    from kyb_backup_pipeline.engine.offsite_target import chosen
 
     if chain and into:
         raise InvalidRequest("--chain and --into contradict each other: a chain needs a repository")
     settings = session.settings()
     repository = Repository(settings.repository)
-    name = _holder(settings, list(chosen(settings.offsite, target)), backup_id)
     fetched: list[dict[str, str]] = []
-    with opened(settings, name, utc_now()) as place:
-        copy = find_copy(place.target, backup_id)
+    where = f"offsite:{target}" if target else "offsite"
+    with holding(settings, where, lambda t: find_copy(t, backup_id), utc_now()) as (place, copy):
         if into is not None:
             with session.reporting() as report:
                 fetched.append({"id": backup_id, "folder": str(
@@ -79,21 +73,6 @@ def fetch(
         click.echo(json.dumps(fetched, indent=2))
     elif into is not None:
         click.echo(f"{backup_id} is in {into}", err=True)
-
-
-def _holder(settings: "Settings", names: list[str], backup_id: str) -> str:
-    """The first place that answers and has a copy. Raises what the last one raises."""
-    from kyb_backup_pipeline.engine.offsite_copy import find_copy
-    from kyb_backup_pipeline.engine.offsite_opening import opened
-
-    for name in names[:-1]:
-        try:
-            with opened(settings, name, utc_now()) as place:
-                find_copy(place.target, backup_id)
-                return name
-        except KybError as error:
-            told(error, name)
-    return names[-1]
 
 
 def _has(repository: Repository, backup_id: str) -> bool:

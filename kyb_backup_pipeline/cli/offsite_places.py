@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from kyb_backup_pipeline.engine.errors import KybError
+from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.store import Backup, Repository
+
+if TYPE_CHECKING:
+    from kyb_backup_pipeline.engine.settings import Settings
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -17,6 +22,32 @@ def target_option(command: _Command) -> _Command:
         "--target", metavar="NAME", help="Only this place. Default: all, or the first that has it."
     )
     return option(command)
+
+
+def from_option(command: _Command) -> _Command:
+    """Let a verb read a backup from its copy."""
+    option = click.option(
+        "--from",
+        "where",
+        metavar="offsite[:NAME]",
+        help="From the copy in an off-site place. Default: the backup in the repository.",
+    )
+    return option(command)
+
+
+@contextmanager
+def chosen_backup(
+    settings: "Settings", where: str | None, backup_id: str | None
+) -> Iterator[Backup]:
+    """A backup (None: the newest full one) from the repository, or from ``--from``, for the block."""
+    if where is None:
+        repository = Repository(settings.repository)
+        yield repository.find(backup_id) if backup_id else repository.newest("full")
+        return
+    from kyb_backup_pipeline.engine.offsite_backup import backup_from
+
+    with backup_from(settings, where, backup_id, utc_now()) as backup:
+        yield backup
 
 
 @contextmanager

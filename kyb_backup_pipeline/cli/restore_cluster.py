@@ -2,11 +2,15 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from kyb_backup_pipeline.cli.offsite_places import from_option
 from kyb_backup_pipeline.cli.restore_database import confirm, run_steps
 from kyb_backup_pipeline.cli.session import Session, size, with_session
 from kyb_backup_pipeline.engine.cluster_journal import ClusterJournal
@@ -14,14 +18,16 @@ from kyb_backup_pipeline.engine.cluster_restore import (
     ClusterRestore,
     ClusterWish,
     look_over,
-    plan_of,
     prepare,
     switch_by_hand,
 )
-from kyb_backup_pipeline.engine.errors import Refused
+from kyb_backup_pipeline.engine.errors import InvalidRequest, Refused
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
 from kyb_backup_pipeline.engine.settings import Settings
+
+if TYPE_CHECKING:
+    from kyb_backup_pipeline.engine.offsite_chain import Chain, Outline
 
 
 @click.command(
@@ -31,7 +37,8 @@ Examples:
   kyb-backup restore point-in-time --at latest --into /var/lib/postgresql/18/recovered --dry-run
   kyb-backup restore point-in-time --at "2026-01-31 14:55:00+00:00" --into /srv/recovered
   kyb-backup restore point-in-time --at 0/3000028 --into /srv/recovered
-  kyb-backup restore point-in-time --at "2026-01-31 14:55:00+00:00" --switch""",
+  kyb-backup restore point-in-time --at "2026-01-31 14:55:00+00:00" --switch
+  kyb-backup restore point-in-time --at latest --into /srv/recovered --from offsite --work /srv/fetched""",
 )
 @click.option("--at", required=True, metavar="TIME|LSN|latest", help="A time without zone is UTC.")
 @click.option(
@@ -44,6 +51,9 @@ Examples:
 @click.option("--without-last-wal", is_flag=True,
               help="With --switch and latest: do not bring in the last of the log.")  # fmt: skip
 @click.option("--without-service", is_flag=True, help="Do not stop and start the service.")
+@from_option
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False),
+              help="With --from: fetch into this folder, not into the repository.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan and journal as JSON.")
@@ -56,6 +66,8 @@ def point_in_time(
     switch: bool,
     without_last_wal: bool,
     without_service: bool,
+    where: str | None,
+    work: Path | None,
     dry_run: bool,
     yes: bool,
     as_json: bool,
@@ -70,25 +82,33 @@ def point_in_time(
     are stopped, the folders change names, both are started again, and what does not come up is put
     back. The old folder stays beside. For "latest" the service is stopped first, and the last of the log
     is brought in.
+
+    With --from offsite the copies say what is covered; the base backup and the increments up to the moment are
+    fetched into the repository (or into --work DIR, which stays), and then it is as always.
     """
     settings = session.settings()
+    if work is not None:
+        if where is None or switch:
+            raise InvalidRequest("--work goes with --from, and not with --switch",
+                                 hint="without it the repository is fetched into")  # fmt: skip
+        from kyb_backup_pipeline.engine.offsite_chain import working_in
+
+        settings = working_in(settings, work)
     wish = ClusterWish(at=at, timeline=timeline, into=into, switch=switch,
                        last_wal=not without_last_wal, service=not without_service)  # fmt: skip
-    journal = prepare(settings, wish, utc_now())
-    look_over(settings, journal)
-    plan = plan_of(settings, journal)
-    if dry_run or not as_json:
-        _show(settings, plan, journal, as_json)
-    if dry_run:
-        return
-    if switch and not yes:
-        confirm(settings.database.name)
-    elif (
-        sys.stdin.isatty()
-        and not yes
-        and not click.confirm(f"Recover into {journal.into}?", err=True)
-    ):
-        raise Refused("not confirmed: nothing was done")
+    with _looking(settings, where) as outline:
+        looking = settings if outline is None else outline.settings
+        journal = prepare(looking, wish, utc_now())
+        plan = look_over(looking, journal)
+        chain = None if outline is None else _chain(settings, outline, plan)
+        if dry_run or not as_json:
+            _show(settings, plan, journal, as_json, chain)
+        if dry_run:
+            return
+        _ask(settings, journal, yes)
+        if outline is not None and chain is not None:
+            wish = replace(wish, place=outline.place.target.name)
+            _bring(session, settings, outline, chain)
     with (
         session.reporting() as report,
         ClusterRestore.begin(settings, wish, now=utc_now(), report=report) as restore,
@@ -98,10 +118,61 @@ def point_in_time(
     _tell(settings, plan, restore, as_json)
 
 
-def _show(settings: Settings, plan: RecoveryPlan, journal: ClusterJournal, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(_document(plan, journal), indent=2))
+@contextmanager
+def _looking(settings: Settings, where: str | None) -> "Iterator[Outline | None]":
+    """What the copies cover, for the block; None where the repository itself is planned with."""
+    if where is None:
+        yield None
         return
+    from kyb_backup_pipeline.engine.offsite_chain import outlined
+
+    with outlined(settings, where, utc_now()) as outline:
+        yield outline
+
+
+def _chain(settings: Settings, outline: "Outline", plan: RecoveryPlan) -> "Chain":
+    from kyb_backup_pipeline.engine.offsite_chain import chain_for
+
+    return chain_for(settings, outline, plan)
+
+
+def _bring(session: Session, settings: Settings, outline: "Outline", chain: "Chain") -> None:
+    from kyb_backup_pipeline.engine.offsite_chain import bring_chain
+
+    with session.reporting() as report:
+        bring_chain(settings, outline.place.target, chain, now=utc_now(), report=report)
+
+
+def _ask(settings: Settings, journal: ClusterJournal, yes: bool) -> None:
+    """Raises Refused unless it is confirmed."""
+    if journal.live is not None and not yes:
+        confirm(settings.database.name)
+    elif (
+        sys.stdin.isatty()
+        and not yes
+        and not click.confirm(f"Recover into {journal.into}?", err=True)
+    ):
+        raise Refused("not confirmed: nothing was done")
+
+
+def _show(
+    settings: Settings,
+    plan: RecoveryPlan,
+    journal: ClusterJournal,
+    as_json: bool,
+    chain: "Chain | None",
+) -> None:
+    if as_json:
+        fetched = {} if chain is None else {
+            "fetch": [copy.backup_id for copy in chain.missing], "fetch_bytes": chain.size,
+            "fetch_into": str(chain.repository), "room": chain.room,
+        }  # fmt: skip
+        click.echo(json.dumps(_document(plan, journal) | fetched, indent=2))
+        return
+    if chain is not None:
+        ids = ", ".join(copy.backup_id for copy in chain.missing) or "nothing, all of it is there"
+        click.echo(f"fetched       {ids}: {size(chain.size)} into {chain.repository}, "
+                   f"{size(chain.room)} are free there")  # fmt: skip
     base = plan.base
     click.echo(f"target        {plan.moment}")
     click.echo(f"base backup   {base.backup_id}, {size(base.uncompressed_size or 0)} unpacked")

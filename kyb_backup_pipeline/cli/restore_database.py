@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from kyb_backup_pipeline.cli.offsite_places import chosen_backup, from_option
 from kyb_backup_pipeline.cli.session import Session, say, size, with_session
 from kyb_backup_pipeline.engine.database_restore import DatabaseRestore
 from kyb_backup_pipeline.engine.errors import InvalidRequest, NotFound, Refused
@@ -15,6 +16,7 @@ from kyb_backup_pipeline.engine.recovery_journal import Journal
 from kyb_backup_pipeline.engine.replaced import drop_replaced, last_swapped, replaced_databases
 from kyb_backup_pipeline.engine.restore_outlook import Outlook, Wish, look_ahead
 from kyb_backup_pipeline.engine.rollback import roll_back
+from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.stepped import Stepped
 from kyb_backup_pipeline.engine.store import Repository
 
@@ -25,13 +27,15 @@ Examples:
   kyb-backup restore database                                  (shows what there is)
   kyb-backup restore database backup_20260131_020000 --dry-run
   kyb-backup restore database backup_20260131_020000
-  kyb-backup restore database backup_20260131_020000 --into kyb_look --table users --table kyb.cases"""
+  kyb-backup restore database backup_20260131_020000 --into kyb_look --table users --table kyb.cases
+  kyb-backup restore database backup_20260131_020000 --from offsite     (no repository is needed)"""
 )
 @click.argument("backup_id", metavar="[ID]", required=False)
 @click.option("--into", metavar="NAME", help="Restore beside the live database, and stop there.")
 @click.option(
     "--table", "tables", multiple=True, metavar="T", help="With --into: only these tables."
 )
+@from_option
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @click.option("--yes", is_flag=True, help="Do not ask for the database's name.")
 @click.option("--without-safety-backup", is_flag=True, help="Do not back up what is there now.")
@@ -43,6 +47,7 @@ def database(
     backup_id: str | None,
     into: str | None,
     tables: tuple[str, ...],
+    where: str | None,
     dry_run: bool,
     yes: bool,
     without_safety_backup: bool,
@@ -55,27 +60,29 @@ def database(
     and compared with what the source held. Only then the service is stopped and the names are swapped.
     The old database stays ("restore replaced" lists it, "restore rollback" puts it back). If anything
     fails the old database is in place, and the service runs.
+
+    With --from offsite the dump is streamed out of its copy, and judged before anything is swapped in; one in
+    directory format is fetched into a temporary folder first.
     """
     settings = session.settings()
-    repository = Repository(settings.repository)
     if backup_id is None:
-        _list(repository)
-    backup = repository.find(str(backup_id))
+        _list(settings, where)
     wish = Wish(into=into, tables=tables, safety_backup=not without_safety_backup,
                 service=not without_service)  # fmt: skip
-    outlook = look_ahead(settings, backup, wish, now=utc_now())
-    if dry_run or not as_json:
-        _show(outlook, wish, as_json)
-    if dry_run:
-        return
-    if into is None and not yes:
-        confirm(settings.database.name)
-    with (
-        session.reporting() as report,
-        DatabaseRestore.begin(settings, backup, wish, now=utc_now(), report=report) as restore,
-    ):
-        run_steps(restore, quiet=as_json)
-        journal = restore.finish()
+    with chosen_backup(settings, where, str(backup_id)) as backup:
+        outlook = look_ahead(settings, backup, wish, now=utc_now())
+        if dry_run or not as_json:
+            _show(outlook, wish, as_json)
+        if dry_run:
+            return
+        if into is None and not yes:
+            confirm(settings.database.name)
+        with (
+            session.reporting() as report,
+            DatabaseRestore.begin(settings, backup, wish, now=utc_now(), report=report) as restore,
+        ):
+            run_steps(restore, quiet=as_json)
+            journal = restore.finish()
     _tell(journal, outlook, as_json)
 
 
@@ -152,7 +159,11 @@ def replaced(session: Session, drop: str | None, yes: bool, as_json: bool) -> No
         click.echo("no database is left that a restore replaced")
 
 
-def _list(repository: Repository) -> None:
+def _list(settings: Settings, where: str | None) -> None:
+    """Show what could be restored, and ask which. Raises NotFound, InvalidRequest."""
+    if where is not None:
+        raise InvalidRequest("which one?", hint="kyb-backup offsite list --kind full")
+    repository = Repository(settings.repository)
     backups = [b for b in repository.backups(("full",)) if b.manifest is not None]
     for backup in backups:
         manifest = backup.require_manifest()
@@ -186,12 +197,14 @@ def _show(outlook: Outlook, wish: Wish, as_json: bool) -> None:
             "bytes_then": outlook.bytes_then, "bytes_now": outlook.bytes_now,
             "new_roles": outlook.new_roles, "roles_without_password": outlook.roles_without_password,
             "room": outlook.room, "needed": outlook.needed, "leftovers": outlook.leftovers,
+            "from": outlook.source,
         }  # fmt: skip
         click.echo(json.dumps(document, indent=2))
         return
     age = timedelta(seconds=round(outlook.age_seconds))
     lines = {
         "backup": outlook.backup_id,
+        "from": outlook.source,
         "holds": f"what was there at {outlook.taken_at:%Y-%m-%d %H:%M:%S} UTC, {age} ago",
         "target": f"{outlook.target}, PostgreSQL {outlook.server_version}",
         "rows": f"{_number(outlook.rows_then)} then, about {_number(outlook.rows_now)} now",

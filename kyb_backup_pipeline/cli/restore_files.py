@@ -2,12 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from kyb_backup_pipeline.cli.offsite_places import chosen_backup, from_option
 from kyb_backup_pipeline.cli.session import Session, with_session
 from kyb_backup_pipeline.engine.errors import InvalidRequest, NotFound, Refused
 from kyb_backup_pipeline.engine.file_backup import configuration_root
@@ -41,6 +43,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
                 is_flag=True,
                 help="Leave links out of the folder, devices and FIFOs out.",
             ),
+            from_option,
             click.option("--json", "as_json", is_flag=True, help="Print plan and outcome as JSON."),
         ]
     ):
@@ -67,12 +70,14 @@ def configuration(session: Session, backup_id: str | None, into: Path | None, **
     saved, the service stopped, everything swapped in by renames, the service started. If anything
     fails the old state stands. Files in whole folders that the backup does not have are removed.
     """
-    backup = _chosen(session, "configuration", backup_id)
-    if into is None:
-        raise InvalidRequest("where to?", hint="--into DIR: a new folder, or configuration.root")
-    settings = session.settings()
-    here = into.exists() and into.resolve() == configuration_root(settings).resolve()
-    _restore(session, backup, None if here else into, None, flags)
+    with _chosen(session, "configuration", backup_id, flags["where"]) as backup:
+        if into is None:
+            raise InvalidRequest(
+                "where to?", hint="--into DIR: a new folder, or configuration.root"
+            )
+        settings = session.settings()
+        here = into.exists() and into.resolve() == configuration_root(settings).resolve()
+        _restore(session, backup, None if here else into, None, flags)
 
 
 @click.command(
@@ -101,12 +106,18 @@ def application(
     by a rename, the service started, the flags posted back. If anything fails the old state stands.
     Sessions and logs are only unpacked where you ask for it, never over what runs.
     """
-    backup = _chosen(session, "application_state", backup_id)
-    _restore(session, backup, into, logs_into, flags)
+    with _chosen(session, "application_state", backup_id, flags["where"]) as backup:
+        _restore(session, backup, into, logs_into, flags)
 
 
-def _chosen(session: Session, kind: Kind, backup_id: str | None) -> Backup:
-    repository = Repository(session.settings().repository)
+@contextmanager
+def _chosen(
+    session: Session, kind: Kind, backup_id: str | None, where: str | None
+) -> Iterator[Backup]:
+    settings = session.settings()
+    repository = Repository(settings.repository)
+    if backup_id is None and where is not None:
+        raise InvalidRequest("which one?", hint=f"kyb-backup offsite list --kind {kind}")
     if backup_id is None:
         backups = [b for b in repository.backups((kind,)) if b.manifest is not None]
         for backup in backups:
@@ -114,12 +125,12 @@ def _chosen(session: Session, kind: Kind, backup_id: str | None) -> Backup:
         if not backups:
             raise NotFound(f"no {kind.replace('_', ' ')} backup in {repository.root}")
         raise InvalidRequest("which one?", hint="name one of those above")
-    backup = repository.find(backup_id)
-    if backup.kind != kind:
-        raise InvalidRequest(f"{backup_id} is a {backup.kind.replace('_', ' ')} backup",
-                             hint=f"kyb-backup list --kind {kind}")  # fmt: skip
-    backup.require_manifest()
-    return backup
+    with chosen_backup(settings, where, backup_id) as backup:
+        if backup.kind != kind:
+            raise InvalidRequest(f"{backup_id} is a {backup.kind.replace('_', ' ')} backup",
+                                 hint=f"kyb-backup list --kind {kind}")  # fmt: skip
+        backup.require_manifest()
+        yield backup
 
 
 def _restore(

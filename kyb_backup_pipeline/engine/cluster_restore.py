@@ -90,7 +90,8 @@ _COLLECT_ATTEMPTS = 3
 class ClusterWish:
     """What the caller asks for: ``at`` as ``parse_moment`` reads it, ``into`` a folder to be made.
 
-    With ``switch`` it takes the running server's place, and ``into`` may be left out.
+    With ``switch`` it takes the running server's place, and ``into`` may be left out. ``place`` is the off-site
+    place that the backups were fetched from before, for the journal.
     """
 
     at: str
@@ -99,6 +100,7 @@ class ClusterWish:
     switch: bool = False
     last_wal: bool = True
     service: bool = True
+    place: str | None = None
     run_id: str | None = None
 
 
@@ -310,7 +312,7 @@ def prepare(settings: Settings, wish: ClusterWish, now: datetime) -> ClusterJour
         into = live.with_name(f"{live.name}_recovered_{stamp}")
     return ClusterJournal(
         restore_id=new_recovery_id(now), backup_id=plan.base.backup_id, began_at=now,
-        run_id=wish.run_id, service_wanted=wish.service, at=wish.at, timeline=wish.timeline,
+        place=wish.place, run_id=wish.run_id, service_wanted=wish.service, at=wish.at, timeline=wish.timeline,
         into=str(into.absolute()), live=str(live) if live else None,
         tablespaces=f"{live}.tablespaces_{stamp}" if live else None,
         replaced=f"{live}_replaced_{stamp}" if live else None, last_wal_wanted=wish.last_wal,

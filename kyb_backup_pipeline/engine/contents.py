@@ -11,6 +11,7 @@ first, and then says so.
 import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -75,24 +76,35 @@ def reading(path: Path, keys: EncryptionSettings, *, in_memory: bool = False) ->
     At the end of its ``pieces`` raises CouldNotVerify where the key is missing (WrongKey: is another),
     Undecryptable and CorruptStream for damage. Raises OSError.
     """
-    method, compression = method_of(path.name), compression_of(path.name)
-    in_memory = in_memory and method == "age" and path.stat().st_size <= IN_MEMORY
+    with open(path, "rb", buffering=0) as file:
+        in_memory = in_memory and os.fstat(file.fileno()).st_size <= IN_MEMORY
+        with reading_blocks(path.name, _blocks(file), keys, in_memory=in_memory) as content:
+            yield content
+
+
+@contextlib.contextmanager
+def reading_blocks(
+    name: str, blocks: Iterator[bytes], keys: EncryptionSettings, *, in_memory: bool = False
+) -> Iterator[Content]:
+    """The same of a file that comes in ``blocks``, wherever it lies. What those raise, ``pieces`` raises."""
+    method, compression = method_of(name), compression_of(name)
+    in_memory = in_memory and method == "age"
     if method is not None and not in_memory:
         try:
             check_opening(keys, method)
         except CouldNotVerify as error:
-            with _reading(path, None) as content:
+            with _reading(blocks, None) as content:
                 content.pieces = _closed(content, content.pieces, error)
                 yield content
             return
-        with opening(path, keys, method, compression) as content:
+        with _opening(blocks, keys, method, compression) as content:
             yield content
     elif method is not None:
-        with _reading(path, None) as content:
+        with _reading(blocks, None) as content:
             content.pieces = _unsealed(content, content.pieces, keys, method, compression)
             yield content
     else:
-        with _reading(path, compression) as content:
+        with _reading(blocks, compression) as content:
             yield content
 
 
@@ -125,12 +137,30 @@ def opening(
     """
     with (
         open(path, "rb", buffering=0) as file,
+        _opening(_blocks(file), keys, method, compression) as content,
+    ):
+        yield content
+
+
+def _blocks(file: io.FileIO) -> Iterator[bytes]:
+    while block := file.read(BLOCK):
+        yield block
+
+
+@contextlib.contextmanager
+def _opening(
+    blocks: Iterator[bytes],
+    keys: EncryptionSettings,
+    method: Method,
+    compression: Compression | None,
+) -> Iterator[Content]:
+    with (
         decrypting(keys, method) as child,
         ThreadPoolExecutor(1, thread_name_prefix="opening") as pool,
     ):
         content = Content()
         try:
-            feeding = pool.submit(_feed, child, file, content)
+            feeding = pool.submit(_feed, child, blocks, content)
             content.pieces = _filtered(child, feeding, method, compression, content)
             yield content
         except BaseException:
@@ -140,20 +170,24 @@ def opening(
             child.kill()
 
 
-def _feed(child: process.Child, file: io.FileIO, content: Content) -> None:
+def _feed(child: process.Child, blocks: Iterator[bytes], content: Content) -> None:
     """Hash the whole file and feed it to the filter, as long as that takes it."""
     digest = hashlib.sha256()
     feeding = True
-    while not content.abandoned and (block := file.read(BLOCK)):
-        digest.update(block)
-        content.size += len(block)
-        if feeding:
-            try:
-                write_all(child.stdin.fileno(), block)
-            except OSError:
-                feeding = False  # it has ended: why, the other side finds out
-    child.stdin.close()
-    content.sha256 = digest.hexdigest()
+    try:
+        for block in blocks:
+            if content.abandoned:
+                return
+            digest.update(block)
+            content.size += len(block)
+            if feeding:
+                try:
+                    write_all(child.stdin.fileno(), block)
+                except OSError:
+                    feeding = False  # it has ended: why, the other side finds out
+        content.sha256 = digest.hexdigest()
+    finally:
+        child.stdin.close()
 
 
 def _filtered(
@@ -178,14 +212,11 @@ def _filtered(
 
 
 @contextlib.contextmanager
-def _reading(path: Path, compression: Compression | None) -> Iterator[Content]:
+def _reading(blocks: Iterator[bytes], compression: Compression | None) -> Iterator[Content]:
     """A file that is not encrypted, or as if it were not."""
-    with (
-        open(path, "rb", buffering=0) as file,
-        ThreadPoolExecutor(1, thread_name_prefix="hashing") as pool,
-    ):
+    with ThreadPoolExecutor(1, thread_name_prefix="hashing") as pool:
         content = Content()
-        content.pieces = rest = _plain(file, pool, compression, content)
+        content.pieces = rest = _plain(blocks, pool, compression, content)
         yield content
         if not content.abandoned:
             with contextlib.suppress(CorruptStream):
@@ -194,13 +225,16 @@ def _reading(path: Path, compression: Compression | None) -> Iterator[Content]:
 
 
 def _plain(
-    file: io.FileIO, pool: ThreadPoolExecutor, compression: Compression | None, content: Content
+    blocks: Iterator[bytes],
+    pool: ThreadPoolExecutor,
+    compression: Compression | None,
+    content: Content,
 ) -> Iterator[bytes]:
     """Hashed in a thread beside what is done with it."""
     digest = hashlib.sha256()
     stream = Decompressor(compression) if compression else None
     damage: KybError | None = None
-    while block := file.read(BLOCK):
+    for block in blocks:
         content.size += len(block)
         hashing = pool.submit(digest.update, block)
         try:

@@ -43,7 +43,6 @@ from kyb_backup_pipeline.engine.errors import (
     CouldNotVerify,
     KybError,
     NotEnoughSpace,
-    ProofFailed,
     Refused,
     RestoreFailed,
 )
@@ -84,10 +83,10 @@ from kyb_backup_pipeline.engine.restore_outlook import (
     told,
 )
 from kyb_backup_pipeline.engine.restore_source import (
-    Source,
     evidence_of,
     globals_of,
     origin_of,
+    source_of,
 )
 from kyb_backup_pipeline.engine.service import (
     await_health,
@@ -101,6 +100,7 @@ from kyb_backup_pipeline.engine.stepped import Stepped
 from kyb_backup_pipeline.engine.store import Backup, Repository
 from kyb_backup_pipeline.engine.subscriptions import subscriptions_of
 from kyb_backup_pipeline.engine.verify import verify_backup
+from kyb_backup_pipeline.engine.verify_offsite import require_sound
 
 _log = logging.getLogger(__name__)
 
@@ -135,9 +135,7 @@ class DatabaseRestore(Stepped[Journal]):
         self.journals = Journals.of(settings)
         self.target = restoring_target(settings)
         self.server = maintenance(self.target)
-        self.source = Source(
-            folder=backup.folder, manifest=backup.require_manifest(), keys=settings.encryption
-        )
+        self.source = source_of(backup, settings.encryption)
 
     @classmethod
     def begin(
@@ -165,6 +163,7 @@ class DatabaseRestore(Stepped[Journal]):
                 journal = journals.begin(
                     target, backup.backup_id, into=wish.into, run_id=wish.run_id, now=now,
                     safety_wanted=wish.safety_backup, service_wanted=wish.service, tables=wish.tables,
+                    place=backup.place,
                 )  # fmt: skip
             except psycopg.Error as error:
                 raise told(error) from error
@@ -187,16 +186,9 @@ class DatabaseRestore(Stepped[Journal]):
     # The steps
 
     def _verify(self, step: Step) -> None:
-        proof = verify_backup(
-            Repository(self.settings.repository), self.backup, settings=self.settings, now=utc_now(),
-            report=self.report, run_id=self.wish.run_id,
-        )  # fmt: skip
-        if proof.verdict == "failed":
-            raise ProofFailed(f"{self.backup.backup_id} is bad: {proof.summary}",
-                              hint="restore another: kyb-backup list")  # fmt: skip
-        if proof.verdict == "could_not_verify":
-            raise CouldNotVerify(proof.summary, hint=proof.hint)
-        step.detail = proof.summary
+        step.detail = require_sound(
+            self.settings, self.backup, now=utc_now(), report=self.report, run_id=self.wish.run_id
+        )
 
     def _check(self, step: Step) -> None:
         for name, journal in leftovers(self.settings, self.journal.restore_id):

@@ -105,7 +105,8 @@ class InPlaceRestore(Stepped[StepJournal]):
         self.outcome = Restored(backup_id=backup.backup_id, folder=self.target.base)
         self.journals = JournalFolder(journal_folder(settings))
         self.journal = StepJournal(
-            restore_id=f"files_{now:%Y%m%d_%H%M%S_%f}", backup_id=backup.backup_id, began_at=now,
+            restore_id=f"files_{now:%Y%m%d_%H%M%S_%f}", backup_id=backup.backup_id, place=backup.place,
+            began_at=now,
             run_id=run_id, service_wanted=options.service,
         )  # fmt: skip
         self._flags_now: bytes | None = None

@@ -51,6 +51,7 @@ class StepJournal(BaseModel):
     """One restore of whatever kind. ``interruption_seconds``: how long the service was away.
 
     ``given_up``: it failed, and could not do what it then owed either; ``restore repair`` does it.
+    ``place`` is the off-site place that the backup was read from, None where it was at home.
     ``stopped`` and ``putting_back`` say what of that is open: a service (or server) that it had stopped, and
     a swap that was to be undone.
     """
@@ -59,6 +60,7 @@ class StepJournal(BaseModel):
 
     restore_id: str
     backup_id: str
+    place: str | None = None
     state: State = "running"
     began_at: AwareDatetime
     finished_at: AwareDatetime | None = None

@@ -253,7 +253,8 @@ class Finding(_Document):
 class Proof(_Document):
     """The record of one verification or restore test; kept when the backup is pruned.
 
-    ``figures`` are numbers for plots and reports (bytes, rows, seconds); ``steps`` are seconds.
+    ``figures`` are numbers for plots and reports (bytes, rows, seconds); ``steps`` are seconds. ``place`` is the
+    off-site place whose copy was proved, None for the backup at home.
     """
 
     format_version: int = FORMAT_VERSION
@@ -262,6 +263,7 @@ class Proof(_Document):
     verdict: Verdict
     summary: str
     hint: str | None = None
+    place: str | None = None
     started_at: AwareDatetime
     finished_at: AwareDatetime
     findings: tuple[Finding, ...] = ()

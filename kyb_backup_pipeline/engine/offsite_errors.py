@@ -84,9 +84,10 @@ def translated(error: Exception, what: str, place: str) -> Exception:
 def unreachable(place: str, what: str, last: Passing, tries: int) -> TargetUnreachable:
     """The end of patience."""
     times = f"{tries} times" if tries > 1 else "once"
+    kept = "" if what.startswith("read") else " What was sent so far is kept: push again"
     return TargetUnreachable(
         f"{place}: {what}: tried {times}, the last time: {last}",
-        hint="offsite.endpoint and offsite.url; is it up? What was sent so far is kept: push again",
+        hint=f"offsite.endpoint and offsite.url; is it up?{kept}",
     )
 
 

@@ -99,7 +99,7 @@ def fetch_into(
         for file in copy.files:
             steps.write(file, partial / file.path)
         for file in copy.wal:
-            steps.write(file, partial / "wal" / _wal_path(file))
+            steps.write(file, partial / "wal" / wal_path(file))
         write_durably(partial / MANIFEST, copy.manifest_bytes)
         flush_folder(partial)
         os.rename(partial, folder)
@@ -187,7 +187,7 @@ def _fetch_wal(repository: Repository, steps: _Steps, files: Sequence[CopiedFile
     store = repository.wal
     store.create()
     for file in files:
-        path = store.root / _wal_path(file)
+        path = store.root / wal_path(file)
         name, sha256 = named(path.name) or ("", "")
         known = store.find(name)
         if known is not None and known.sha256 != sha256:
@@ -206,7 +206,8 @@ def _fetch_wal(repository: Repository, steps: _Steps, files: Sequence[CopiedFile
             temporary.unlink(missing_ok=True)
 
 
-def _wal_path(file: CopiedFile) -> str:
+def wal_path(file: CopiedFile) -> str:
+    """Where a file of WAL lies in the store. Raises CopyDamaged for what cannot be one."""
     timeline, _, name = file.path.partition("/")
     if not re.fullmatch(r"[0-9A-F]{8}", timeline) or named(name) is None:
         raise CopyDamaged(f"{file.path!r} is no file of a WAL store")

@@ -13,7 +13,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.compression import BLOCK
-from kyb_backup_pipeline.engine.encryption import Method, Undecryptable, decrypting, opened
+from kyb_backup_pipeline.engine.contents import IN_MEMORY
+from kyb_backup_pipeline.engine.encryption import (
+    Method,
+    Undecryptable,
+    check_opening,
+    decrypting,
+    opened,
+    unseal,
+)
 from kyb_backup_pipeline.engine.errors import ProofFailed
 from kyb_backup_pipeline.engine.offsite_copy import CopiedFile, Part
 from kyb_backup_pipeline.engine.offsite_target import Gone, Target
@@ -39,6 +47,10 @@ def fetching(
     stored = stored_pieces(target, file)
     if file.encryption == "none":
         yield _judged(stored, file)
+        return
+    if file.encryption == "age" and file.stored_size <= IN_MEMORY:
+        check_opening(encryption, "age")
+        yield _judged(_unsealed(stored, encryption), file)
         return
     with (
         decrypting(encryption, file.encryption) as child,
@@ -99,6 +111,14 @@ def _judged(pieces: Iterator[bytes], file: CopiedFile) -> Iterator[bytes]:
         yield piece
     if (size, digest.hexdigest()) != (file.size, file.sha256):
         raise CopyDamaged(f"{file.path} is not what was pushed", hint=_HINT)
+
+
+def _unsealed(pieces: Iterator[bytes], encryption: EncryptionSettings) -> Iterator[bytes]:
+    """What is small is decrypted in this process: a child takes nine times as long."""
+    try:
+        yield unseal(encryption, "age", b"".join(pieces))
+    except Undecryptable as error:
+        raise CopyDamaged(error.message, hint=_HINT) from error
 
 
 def _feed(child: process.Child, pieces: Iterator[bytes]) -> None:

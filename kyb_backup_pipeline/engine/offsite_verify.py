@@ -55,7 +55,7 @@ def verify_copy(
         look.found(listed.backup_id, listed.problem or "its commit object cannot be read")
     else:
         try:
-            _examine(place.target, copy, look, deep, report)
+            examine_copy(place.target, copy, look, deep=deep, report=report)
         except CopyDamaged as error:
             look.found(listed.backup_id, error.message)
         except KybError as error:
@@ -76,9 +76,10 @@ def verify_copy(
     return proof
 
 
-def _examine(
-    target: Target, copy: OffsiteCopy, look: Examination, deep: bool, report: Reporter
+def examine_copy(
+    target: Target, copy: OffsiteCopy, look: Examination, *, deep: bool, report: Reporter = silent
 ) -> None:
+    """Note what is wrong with the objects of a copy. Raises what the target raises."""
     there = {found.key: found for folder in _folders(copy) for found in target.list(folder)}
     parts = [part for file in copy.all_files for part in file.parts]
     doubtful = [part for part in parts if _problem(look, part, there) or deep]

@@ -19,11 +19,12 @@ import psycopg
 from psycopg import sql
 
 from kyb_backup_pipeline.engine import process
-from kyb_backup_pipeline.engine.contents import DAMAGED, reading
+from kyb_backup_pipeline.engine.contents import DAMAGED, Content
 from kyb_backup_pipeline.engine.dump import DIRECTORY, GLOBALS_FILE, is_complete
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, RestoreFailed
 from kyb_backup_pipeline.engine.full_backup import DATABASE_FILE
-from kyb_backup_pipeline.engine.manifest import Requirements
+from kyb_backup_pipeline.engine.manifest import BackupFile, Requirements
+from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged
 from kyb_backup_pipeline.engine.postgres import Programs, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.restore_source import Source, part_of
@@ -274,11 +275,13 @@ def _psql(
     single_transaction: bool,
     report: Reporter,
 ) -> None:
-    """What came out of the decryption counts only if that ended well: till then psql is not told the end."""
+    """What came out of the decryption, or from far away, counts only if that ended well: till then psql is
+    not told the end.
+    """
     file = dump_file(source.manifest)
     head = tail = b""
     with (
-        reading(source.folder / file.path, source.keys) as content,
+        source.files.reading(file.path, source.keys) as content,
         process.start(
             _psql_argv(programs, ["--single-transaction"] if single_transaction else []),
             env=target.environment(),
@@ -293,12 +296,19 @@ def _psql(
                 process.feed(child, piece, stall_timeout)
                 done = min(content.size, file.size)
                 report(Progress(step="restore", done=done, total=file.size, detail=file.path))
+            _check_dump(file, content, head, tail)
             child.stdin.close()
         except BrokenPipeError:
-            pass  # psql stopped at an error: finish() tells it
+            content.abandoned = True  # psql stopped at an error: finish() tells it
         except DAMAGED as error:
             raise RestoreFailed(f"{file.path} {error.message}") from error
+        except CopyDamaged as error:
+            raise RestoreFailed(error.message, hint=error.hint) from error
         child.finish(stall_timeout)
+    _check_dump(file, content, head, tail)
+
+
+def _check_dump(file: BackupFile, content: Content, head: bytes, tail: bytes) -> None:
     if not content.complete or content.sha256 != file.sha256:
         raise RestoreFailed(f"{file.path} has another SHA-256 than the manifest says")
     if not is_complete(tail, head):
@@ -333,7 +343,7 @@ def _pg_restore(
             "--exit-on-error",
             f"--jobs={jobs}",
             f"--dbname={_conninfo(target.dbname)}",
-            source.folder / DIRECTORY,
+            source.files.here(DIRECTORY),
         ],
         env=target.environment(),
     ) as child:

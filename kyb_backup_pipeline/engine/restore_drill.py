@@ -17,7 +17,7 @@ from kyb_backup_pipeline.engine.comparison import compare
 from kyb_backup_pipeline.engine.course import Course
 from kyb_backup_pipeline.engine.database import read_database, settings_sql
 from kyb_backup_pipeline.engine.dump import PLAIN_FILE
-from kyb_backup_pipeline.engine.errors import RestoreFailed
+from kyb_backup_pipeline.engine.errors import InvalidRequest, RestoreFailed
 from kyb_backup_pipeline.engine.evidence import (
     Evidence,
     take_evidence_parallel,
@@ -29,6 +29,9 @@ from kyb_backup_pipeline.engine.manifest import (
     Manifest,
     Proof,
 )
+from kyb_backup_pipeline.engine.offsite_backup import OffsiteBackup, newest_copy, offsite_backup
+from kyb_backup_pipeline.engine.offsite_copy import OffsiteCopy
+from kyb_backup_pipeline.engine.offsite_opening import Place
 from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.restore import (
@@ -47,6 +50,7 @@ from kyb_backup_pipeline.engine.restore_source import (
     globals_of,
     origin_of,
     part_of,
+    source_of,
 )
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
@@ -57,9 +61,14 @@ from kyb_backup_pipeline.engine.verify import (
     examine_manifest,
     files_of,
 )
+from kyb_backup_pipeline.engine.verify_offsite import examine_offsite
 
 _log = logging.getLogger(__name__)
 
+_HINT_OF_COPY = (
+    "while the backup is at home and sound: kyb-backup offsite push {id} --again; else keep another copy, and test "
+    "that"
+)
 _SINGLE_TRANSACTION_OBJECTS = 20_000
 """Above it one transaction would need more locks than the throwaway server has room for."""
 
@@ -81,16 +90,47 @@ def drill_full_backup(
     with repository.reading(backup), course.judging():
         _drill(settings, backup, course, report)
     proof = course.proof(backup.backup_id, "restore_test", now, run_id)
+    if backup.place is not None:
+        proof = _of_copy(proof, backup.place)
     repository.records.keep(proof)
     return proof
 
 
+def drill_copy(
+    settings: Settings,
+    place: Place,
+    copy: OffsiteCopy | None = None,
+    *,
+    now: datetime,
+    report: Reporter = silent,
+    run_id: str | None = None,
+) -> Proof:
+    """The same with a copy (None: the newest of a full backup in ``place``), streamed from where it lies.
+
+    The record is kept at home, as a restore test of that backup, and names the place. Neither the database nor
+    the backup at home is needed. Raises NotFound without any copy, and what the target raises while it is looked
+    for; a bad copy is a verdict, and a target that goes away *could not verify*.
+    """
+    copy = newest_copy(place.target) if copy is None else copy
+    if copy.kind != "full":
+        raise InvalidRequest(f"{copy.backup_id} is a backup of kind {copy.kind}",
+                             hint="kyb-backup offsite list --kind full")  # fmt: skip
+    with offsite_backup(settings, place, copy) as backup:
+        return drill_full_backup(settings, backup, now=now, report=report, run_id=run_id)
+
+
+def _of_copy(proof: Proof, name: str) -> Proof:
+    hint = _HINT_OF_COPY.format(id=proof.backup_id) if proof.verdict == "failed" else proof.hint
+    summary = f"from the copy in {name}: {proof.summary}"
+    return proof.model_copy(update={"place": name, "summary": summary, "hint": hint})
+
+
 def _drill(settings: Settings, backup: Backup, course: Course, report: Reporter) -> None:
     with course.step("integrity"):
-        manifest = _whole(backup, course, report)
+        manifest = _whole(settings, backup, course, report)
     if manifest is None:
         return
-    source = Source(folder=backup.folder, manifest=manifest, keys=settings.encryption)
+    source = source_of(backup, settings.encryption)
     check_key(source)
     origin = origin_of(source)
     evidence = evidence_of(source)
@@ -136,11 +176,12 @@ def _prove(
         course.figures["smoke_queries"] = asked
 
 
-def _whole(backup: Backup, course: Course, report: Reporter) -> Manifest | None:
+def _whole(settings: Settings, backup: Backup, course: Course, report: Reporter) -> Manifest | None:
     """Everything that is not hashed while it is loaded, hashed now."""
     seen = Examination()
-    manifest = examine_manifest(backup, seen)
-    if manifest is not None:
+    if isinstance(backup, OffsiteBackup):
+        manifest = examine_offsite(settings, backup, seen, report)
+    elif (manifest := examine_manifest(backup, seen)) is not None:
         files = files_of(manifest)
         for done, file in enumerate(files):
             report(Progress(step="integrity", done=done, total=len(files), unit="files"))

@@ -26,6 +26,7 @@ from kyb_backup_pipeline.engine.errors import (
     RestoreFailed,
 )
 from kyb_backup_pipeline.engine.files import free_bytes
+from kyb_backup_pipeline.engine.offsite_backup import OffsiteBackup
 from kyb_backup_pipeline.engine.postgres import Target, connect
 from kyb_backup_pipeline.engine.recovery_journal import Journal, Journals, maintenance
 from kyb_backup_pipeline.engine.restore import check_requirements, missing_here
@@ -35,6 +36,7 @@ from kyb_backup_pipeline.engine.restore_source import (
     check_key,
     globals_of,
     origin_of,
+    source_of,
 )
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.sql_script import statements
@@ -61,7 +63,10 @@ class Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """What a restore would do. Sizes in bytes; ``rows_now`` is the server's estimate."""
+    """What a restore would do. Sizes in bytes; ``rows_now`` is the server's estimate.
+
+    ``source`` says for a copy where it lies and what is done with its bytes; None for a backup at home.
+    """
 
     backup_id: str
     target: str
@@ -79,6 +84,7 @@ class Outlook:
     leftovers: tuple[str, ...]
     into: str | None
     notes: tuple[str, ...]
+    source: str | None = None
 
 
 def restoring_target(settings: Settings) -> Target:
@@ -118,8 +124,7 @@ def check_openable(settings: Settings, backup: Backup, wish: Wish) -> None:
 
     Raises CouldNotVerify.
     """
-    manifest = backup.require_manifest()
-    check_key(Source(folder=backup.folder, manifest=manifest, keys=settings.encryption))
+    check_key(source_of(backup, settings.encryption))
     if wish.into is None and wish.safety_backup and settings.encryption.at_home:
         try:
             check_own(settings.encryption)
@@ -138,7 +143,7 @@ def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime)
     check_wish(settings, backup, wish)
     check_openable(settings, backup, wish)
     manifest = backup.require_manifest()
-    source = Source(folder=backup.folder, manifest=manifest, keys=settings.encryption)
+    source = source_of(backup, settings.encryption)
     origin = origin_of(source)
     target = restoring_target(settings)
     server = maintenance(target)
@@ -207,6 +212,7 @@ def look_ahead(settings: Settings, backup: Backup, wish: Wish, *, now: datetime)
         leftovers=tuple(name for name, _ in leftovers(settings)),
         into=wish.into,
         notes=tuple(notes),
+        source=backup.plan if isinstance(backup, OffsiteBackup) else None,
     )
 
 

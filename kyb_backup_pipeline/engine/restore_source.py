@@ -6,16 +6,17 @@ Its small files are read in memory, decrypted where they are encrypted; nothing 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
-from kyb_backup_pipeline.engine.contents import DAMAGED, check_opens, compression_of, read_whole
+from kyb_backup_pipeline.engine.backup_files import Files
+from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream
+from kyb_backup_pipeline.engine.contents import DAMAGED
 from kyb_backup_pipeline.engine.dump import GLOBALS_FILE
-from kyb_backup_pipeline.engine.encryption import method_of, plain_name
+from kyb_backup_pipeline.engine.encryption import plain_name
 from kyb_backup_pipeline.engine.errors import RestoreFailed
 from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE, Evidence, parse_evidence
 from kyb_backup_pipeline.engine.manifest import Manifest, Requirements
 from kyb_backup_pipeline.engine.settings import EncryptionSettings
+from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.verify import dump_file
 
 
@@ -23,9 +24,14 @@ from kyb_backup_pipeline.engine.verify import dump_file
 class Source:
     """A backup as a restore sees it: where it lies, what it says of itself, and what opens it."""
 
-    folder: Path
+    files: Files
     manifest: Manifest
     keys: EncryptionSettings = field(default_factory=EncryptionSettings)
+
+
+def source_of(backup: Backup, keys: EncryptionSettings) -> Source:
+    """A backup, at home or in a copy, as a restore sees it. Raises UnreadableManifest."""
+    return Source(files=backup.files, manifest=backup.require_manifest(), keys=keys)
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,9 @@ def origin_of(source: Source) -> Origin:
 def _head(source: Source) -> str:
     file = dump_file(source.manifest)
     try:
-        with open(source.folder / file.path, "rb") as compressed:
-            method = compression_of(file.path) or "gzip"
-            pieces = Decompressor(method).feed(compressed.read(BLOCK))
-            return next(pieces, b"")[:8192].decode(errors="replace")
+        with source.files.reading(file.path, source.keys) as content:
+            content.abandoned = True
+            return next(content.pieces, b"")[:8192].decode(errors="replace")
     except CorruptStream as error:
         raise RestoreFailed(f"{file.path} {error.message}") from error
 
@@ -77,9 +82,9 @@ def check_key(source: Source) -> None:
 
     Damage is none of its business: verification names it.
     """
-    for file in source.manifest.files:
-        if method_of(file.path) is not None:
-            check_opens(source.folder / file.path, source.keys)
+    for file in sorted(source.manifest.files, key=lambda file: file.size):
+        if source.files.encrypted(file.path):
+            source.files.check_opens(file.path, source.keys)
             return
 
 
@@ -89,13 +94,13 @@ def part_of(source: Source, name: str) -> bytes | None:
     Raises CouldNotVerify without the key, RestoreFailed.
     """
     listed = (file.path for file in source.manifest.files if plain_name(file.path) == name)
-    path = source.folder / next(listed, name)
+    path = next(listed, name)
     try:
-        return read_whole(path, source.keys)
+        return source.files.read_whole(path, source.keys)
     except FileNotFoundError:
         return None
     except DAMAGED as error:
-        raise RestoreFailed(f"{path.name} {error.message}") from error
+        raise RestoreFailed(f"{path} {error.message}") from error
 
 
 def evidence_of(source: Source) -> Evidence | None:
@@ -115,7 +120,7 @@ def globals_of(source: Source) -> tuple[str, bool]:
     """
     script = None if source.manifest.legacy else part_of(source, GLOBALS_FILE)
     if script is None:
-        return mentioned_globals(source.folder / dump_file(source.manifest).path), False
+        return mentioned_globals(source), False
     return script.decode("utf-8", errors="surrogateescape"), True
 
 
@@ -128,14 +133,14 @@ _MENTIONED_TABLESPACES = re.compile(rb"^SET default_tablespace = (\"(?:[^\"]|\"\
                                     re.MULTILINE)  # fmt: skip
 
 
-def mentioned_globals(path: Path) -> str:
+def mentioned_globals(source: Source) -> str:
     """The roles and tablespaces that a dump without ``globals.sql`` needs, as a script.
 
     The old scripts kept none. A match inside the rows of a table costs no more than an unused role.
     """
     roles: set[bytes] = set()
     tablespaces: set[bytes] = set()
-    for piece in _pieces(path):
+    for piece in _lines(source):
         roles.update(_MENTIONED_ROLES.findall(piece))
         tablespaces.update(_MENTIONED_TABLESPACES.findall(piece))
     lines = [f"CREATE ROLE {name.decode()};" for name in sorted(roles - {b"PUBLIC"})]
@@ -143,13 +148,11 @@ def mentioned_globals(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
-    """The decompressed text of a dump in pieces that end with whole lines."""
-    stream = Decompressor(compression_of(path.name) or "gzip")
+def _lines(source: Source) -> Iterator[bytes]:
+    """The text of a dump in pieces that end with whole lines."""
     rest = b""
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            for piece in stream.feed(block):
-                whole, newline, rest_of = (rest + piece).rpartition(b"\n")
-                rest = rest_of[-BLOCK:]
-                yield whole + newline
+    with source.files.reading(dump_file(source.manifest).path, source.keys) as content:
+        for piece in content.pieces:
+            whole, newline, rest_of = (rest + piece).rpartition(b"\n")
+            rest = rest_of[-BLOCK:]
+            yield whole + newline

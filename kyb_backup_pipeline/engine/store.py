@@ -24,6 +24,7 @@ from pathlib import Path
 
 from kyb_backup_pipeline.engine import legacy
 from kyb_backup_pipeline.engine.attempts import Attempts
+from kyb_backup_pipeline.engine.backup_files import Files, FolderFiles
 from kyb_backup_pipeline.engine.errors import (
     CouldNotVerify,
     InvalidRequest,
@@ -102,6 +103,16 @@ class Backup:
     folder: Path
     manifest: Manifest | None
     problem: str | None = None
+
+    @property
+    def files(self) -> Files:
+        """Where its files lie."""
+        return FolderFiles(self.folder)
+
+    @property
+    def place(self) -> str | None:
+        """The off-site place that it is read from; None at home."""
+        return None
 
     def require_manifest(self) -> Manifest:
         """The manifest. Raises UnreadableManifest if it is damaged."""

@@ -207,26 +207,33 @@ def _check_room(place: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def _owned_folder(place: Path, account: process.Account | None) -> Iterator[Path]:
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place.absolute()))
-    except OSError as error:
-        raise CouldNotVerify(
-            f"no folder for the restore test can be made in {place}: {error.strerror}",
-            hint="set restore_test.directory",
-        ) from error
-    try:
+    with private_folder(place) as folder:
         if len(str(folder / "s" / ".s.PGSQL.5432")) > _SOCKET_PATH_LIMIT:
             raise CouldNotVerify(
                 f"{place} is too long a path for a Unix socket",
                 hint=f"choose a shorter restore_test.directory (at most {_SOCKET_PATH_LIMIT - 40})",
             )
+        (folder / "s").mkdir(mode=0o700)
+        (folder / "data").mkdir(mode=0o700)
+        if account is not None:
+            for path in (folder, folder / "s", folder / "data"):
+                os.chown(path, account.uid, account.gid)
+        yield folder
+
+
+@contextlib.contextmanager
+def private_folder(place: Path) -> Iterator[Path]:
+    """A folder of our own for the block; one that a kill leaves, ``sweep`` takes away. Raises CouldNotVerify."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place.absolute()))
+    except OSError as error:
+        raise CouldNotVerify(
+            f"no folder can be made in {place}: {error.strerror}",
+            hint="set restore_test.directory",
+        ) from error
+    try:
         with open(folder / _OWNER, "w") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)
-            (folder / "s").mkdir(mode=0o700)
-            (folder / "data").mkdir(mode=0o700)
-            if account is not None:
-                for path in (folder, folder / "s", folder / "data"):
-                    os.chown(path, account.uid, account.gid)
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

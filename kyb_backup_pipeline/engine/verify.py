@@ -151,12 +151,12 @@ def examine_manifest(backup: Backup, seen: Examination) -> Manifest | None:
     if manifest.backup_id != backup.folder.name:
         seen.found(MANIFEST, f"belongs to another backup, {manifest.backup_id!r}")
     if manifest.type == "full" and not manifest.legacy:
-        for problem in _contradictions(manifest):
+        for problem in contradictions(manifest):
             seen.found(MANIFEST, problem)
     return manifest
 
 
-def _contradictions(manifest: Manifest) -> Iterator[str]:
+def contradictions(manifest: Manifest) -> Iterator[str]:
     """What a manifest says against itself: parts of a backup that it does not list."""
     listed = {plain_name(file.path) for file in manifest.files}
     wanted = {GLOBALS_FILE, DATABASE_FILE}
@@ -246,7 +246,7 @@ def _examine_files(
     report(Progress(step="verify", done=total, total=total))
     _note_strangers(backup, {file.path for file in files}, seen)
     if not manifest.legacy and not any(f.path.startswith(PLAIN_FILE) for f in files):
-        _examine_directory(backup.folder / DIRECTORY, manifest, settings.postgres, seen)
+        examine_directory(backup.folder / DIRECTORY, manifest, settings.postgres, seen)
 
 
 def _examine_evidence(path: Path, keys: EncryptionSettings, seen: Examination) -> None:
@@ -334,7 +334,7 @@ def _examine_content(
         seen.found(file.path, "holds unfinished table data: the end mark is missing")
 
 
-def _examine_directory(
+def examine_directory(
     place: Path, manifest: Manifest, programs: PostgresSettings, seen: Examination
 ) -> None:
     """Does the table of contents read, and is there data for each table it names?"""
