@@ -83,9 +83,11 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def python(place: Path) -> str:
-    """A Python with the zstd module that the server's user can run; a copy where ours is out of reach."""
+    """A Python that has the zstd module also with ``-I -S``, and that the server's user can run; a copy
+    where ours is none.
+    """
     account = server_account(None)
-    probe = [sys.executable, "-c", "from backports import zstd"]
+    probe = [sys.executable, "-I", "-S", "-c", "from backports import zstd"]
     try:
         process.run(probe, deadline=30, account=account)
         return sys.executable

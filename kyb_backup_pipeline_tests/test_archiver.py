@@ -11,6 +11,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from backports import zstd
@@ -30,6 +31,9 @@ ARCHIVER = Path(__file__).parent.parent / "kyb_backup_pipeline" / "archiver"
 PUSH = [sys.executable, "-m", "kyb_backup_pipeline.archiver.push"]
 FETCH = [sys.executable, "-m", "kyb_backup_pipeline.archiver.fetch"]
 MEGABYTE = 1 << 20
+
+_LIKE_TAR: dict[str, Any] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
+"""Python 3.11 has it from 3.11.4 on."""
 
 
 def push(source: Path, inbox: Path, **options: object) -> "subprocess.CompletedProcess[str]":
@@ -383,7 +387,7 @@ def test_a_server_recovers_with_kyb_wal_fetch_as_its_restore_command(
     base = archiving.repository.newest("base").folder / "base.tar.zst"
     cluster.data.mkdir(mode=0o700)
     with zstd.open(base, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-        archive.extractall(cluster.data, filter="tar")
+        archive.extractall(cluster.data, **_LIKE_TAR)
     shutil.copy(ARCHIVER / "fetch.py", copy)
     command = f"{python} {copy}/fetch.py --store {copy}/wal %f %p"
     (cluster.data / "recovery.signal").touch()
