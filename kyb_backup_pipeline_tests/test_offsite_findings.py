@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kyb_backup_pipeline.engine.health import Health
+from kyb_backup_pipeline.engine.health import ELSE, STALE, Health
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.metrics import exposition
 from kyb_backup_pipeline.engine.offsite_view import SeenCopy, Trouble, View
@@ -41,7 +41,8 @@ def looked(*views: View, facts: list[Fact] | None = None, **environment: str) ->
 
 
 def offsite(health: Health) -> dict[str, str]:
-    """The troubles of copies alone: what is wrong at home is told elsewhere."""
+    """The troubles of copies alone: what is wrong at home is told elsewhere. Each belongs to a sensor."""
+    assert all(key.startswith((*STALE, *ELSE)) for key in told(health))
     return {k.removeprefix("offsite:"): s for k, s in told(health).items() if k.startswith("offsite:")}  # fmt: skip
 
 
