@@ -5,6 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 
 from kyb_backup_pipeline.definitions import defs
 from kyb_backup_pipeline.defs.partitions import APPLICATION, CONFIGURATION, FAMILIES, FULL
@@ -244,6 +246,11 @@ def test_what_the_command_line_copied_appears_and_what_it_pruned_there_is_told(
     assert tick(instance, engine) is None
     assert run(instance, engine, "offsite_verification").success
     assert green(instance, COPY, "one")
+    assert run(instance, engine, "verify_all_backups").success
+    resolver = CachingStaleStatusResolver(
+        instance, defs.get_repository_def().asset_graph, LoadingContextForTest(instance)
+    )
+    assert resolver.get_status(COPY, "one") == StaleStatus.FRESH
     result = run(instance, engine, "offsite_retention_job")
     assert result.success
     told = {k: v.value for k, v in

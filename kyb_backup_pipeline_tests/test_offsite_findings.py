@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
-from kyb_backup_pipeline.engine.health import Health
+from kyb_backup_pipeline.engine.health import ELSE, STALE, Health
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.metrics import exposition
 from kyb_backup_pipeline.engine.offsite_view import SeenCopy, Trouble, View
+from kyb_backup_pipeline.engine.report import Report, as_document
+from kyb_backup_pipeline.engine.report_page import html_page
+from kyb_backup_pipeline.engine.report_text import markdown_page, text_page
 from kyb_backup_pipeline.engine.survey import Fact
 from kyb_backup_pipeline_tests.test_health import AROUND, full, hours, judged, passed, sound, told
 
@@ -38,7 +41,8 @@ def looked(*views: View, facts: list[Fact] | None = None, **environment: str) ->
 
 
 def offsite(health: Health) -> dict[str, str]:
-    """The troubles of copies alone: what is wrong at home is told elsewhere."""
+    """The troubles of copies alone: what is wrong at home is told elsewhere. Each belongs to a sensor."""
+    assert all(key.startswith((*STALE, *ELSE)) for key in told(health))
     return {k.removeprefix("offsite:"): s for k, s in told(health).items() if k.startswith("offsite:")}  # fmt: skip
 
 
@@ -190,6 +194,30 @@ def test_each_place_has_troubles_of_its_own() -> None:
     assert float(value) == hours(4.9).timestamp()
     assert 'kyb_backup_offsite_copies{kind="full",target="offsite"} 1.0' in text
     assert 'kyb_backup_offsite_copies{kind="full",target="second"} 0.0' in text
+
+
+def test_the_report_names_each_place_and_the_copies_and_obeys_nothing_in_them() -> None:
+    bad = copy(full(), verdict="failed", summary="<b>00003</b> | is missing")
+    other = view(target="second", url="/mnt/<i>second</i>", copies={"full_1": copy(full())})
+    health = looked(view(copies={**view(*sound()).copies, "full_1": bad}), other,
+                    OFFSITE__TARGETS='{"second": {"url": "/mnt/<i>second</i>"}}')  # fmt: skip
+    report = Report(repository="/backups", health=health, facts=tuple(sound()), tests=())
+    page = html_page(report)
+    assert "<b>" not in page and "<i>" not in page
+    assert "&lt;b&gt;00003&lt;/b&gt; | is missing" in page
+    assert "/mnt/&lt;i&gt;second&lt;/i&gt;" in page
+    assert '<td data-name="Copy" class="failed">offsite failed, second</td>' in page
+    assert '<td data-name="Copy" class="passed">offsite</td>' in page
+    text = text_page(report)
+    assert "Off-site offsite: s3://kyb/x, reachable: yes; 5 copies, verified 2 h ago, locked until 2026-04-03 07:00" in text  # fmt: skip
+    assert "copy offsite failed, second" in text
+    assert "<b>00003</b> | is" not in markdown_page(report)
+    document = as_document(report)
+    copies = {backup["id"]: backup["offsite"] for backup in document["backups"]}
+    assert copies == {**{f.backup_id: ["offsite"] for f in sound()}, "full_1": ["offsite", "second"]}  # fmt: skip
+    assert [place["newest"]["full"]["verification"] for place in document["offsite"]] == ["failed", "passed"]  # fmt: skip
+    without = html_page(replace(report, health=judged()))
+    assert 'id="offsite"' not in without and "<th>Copy" not in without
 
 
 def test_a_lock_is_over_when_its_time_is() -> None:

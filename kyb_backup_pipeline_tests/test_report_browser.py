@@ -138,7 +138,7 @@ def test_it_reads_well(page: Page, report: Path, tmp_path: Path, width: int, sch
 def test_findings_come_first(page: Page, report: Path) -> None:
     page.open(report, width=375)
     sections = page.ask("[...document.querySelectorAll('section')].map(s => s.id)")
-    assert sections == ["findings", "figures", "kinds", "pictures", "pruned", "backups"]
+    assert sections == ["findings", "figures", "kinds", "offsite", "pictures", "pruned", "backups"]
     tops = page.ask(
         "[...document.querySelectorAll('section')].map(s => s.getBoundingClientRect().top)"
     )
@@ -153,7 +153,7 @@ def test_findings_come_first(page: Page, report: Path) -> None:
     links = page.ask(
         "[...document.querySelectorAll('nav a')].map(a => document.querySelector(a.hash) !== null)"
     )
-    assert links == [True] * 5
+    assert links == [True] * 6
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

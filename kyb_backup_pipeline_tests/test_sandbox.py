@@ -63,6 +63,8 @@ def test_the_demo_proves_a_backup_through_dagster_and_can_run_again(folder: Path
     tested = {line["id"]: line["restore_test"] for line in listed if line["kind"] == "full"}
     assert tested == dict.fromkeys(ids, "passed")
     assert {tuple(line["offsite"]) for line in listed} == {("offsite",)}
+    for part in (folder / "offsite").glob("database/full/*/database.sql.zst/00000-*"):
+        assert part.read_bytes().startswith(b"age-encryption.org/"), "what leaves is encrypted"
     verified = [(line["kind"], line["verification"]) for line in listed]
     assert sorted(verified) == [
         (kind, "passed")

@@ -35,6 +35,7 @@ TROUBLES = {
     "stale:incremental": "critical", "gap:1": "critical",
     "restore_test:backup_20260125_020000": "warning", "kept:full": "info", "retention": "warning", "anomaly:size:full": "warning",
     "anomaly:rows:full": "warning", "leftovers": "info",
+    "offsite:offsite:bad:backup_20260301_020000": "critical", "offsite:offsite:missing:full": "warning",
 }  # fmt: skip
 
 

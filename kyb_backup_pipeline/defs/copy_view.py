@@ -56,6 +56,17 @@ def seen_metadata(seen: Mapping[str, SeenCopy]) -> dict[str, Any]:
     }
 
 
+def verified_metadata(proofs: Sequence[CopyProof]) -> dict[str, Any]:
+    """The figures of a copy that is told for the first time when it is looked at."""
+    rows = [(p.target, f"{p.stored:,}", p.summary) for p in proofs]
+    return {
+        "places": dg.MetadataValue.md(_table(("Place", "Bytes", "Copy"), rows)),
+        "copies": len(proofs),
+        "dagster/size_bytes": max(p.stored for p in proofs),
+        "verified_at": dg.MetadataValue.timestamp(min(p.finished_at for p in proofs)),
+    }
+
+
 def copy_check(asset: dg.AssetKey, proofs: Sequence[CopyProof]) -> dg.AssetCheckResult:
     """Whether every copy of a backup is what was pushed. Nobody could look: a warning, and no pass."""
     worst = worst_of(proofs)

@@ -23,10 +23,10 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 from dagster._core.events import AssetMaterializationPlannedData
 
-from kyb_backup_pipeline.defs.copy_view import copy_check, worst_of
+from kyb_backup_pipeline.defs.copy_view import copy_check, verified_metadata, worst_of
 from kyb_backup_pipeline.defs.partitions import FAMILIES, Family
 from kyb_backup_pipeline.defs.proof_view import PASSED, bad_proofs, proof_checks, proof_metadata
-from kyb_backup_pipeline.engine.manifest import Kind, Proof
+from kyb_backup_pipeline.engine.manifest import Proof
 from kyb_backup_pipeline.engine.offsite_verify import CopyProof
 
 Reported = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
@@ -44,7 +44,7 @@ def report_proofs(
                 asset,
                 partition=partition,
                 metadata=proof_metadata(proof),
-                tags=_versions(family.parent(proof.proof)),
+                tags=versions_of(family.parent(proof.proof)),
             )
         else:
             bad.append(proof)
@@ -66,23 +66,34 @@ def report_copies(
     A copy is green where every one of the ``places`` has it as it was pushed. Of one that is not at every place
     nothing is said here: it is brought there, or the health model tells of it. The caller fails the run for bad ones.
     """
-    by_backup: dict[tuple[str, Kind], list[CopyProof]] = {}
-    for proof in proofs:
-        if proof.backup_id in at_home:
-            by_backup.setdefault((proof.backup_id, proof.kind), []).append(proof)
-    for (backup_id, kind), found in by_backup.items():
-        family = FAMILIES[kind]
-        if worst_of(found) != "passed":
-            _plan(context, family.copy, backup_id)
-        elif {proof.target for proof in found} != set(places):
-            continue
-        else:
-            rows = {proof.target: proof.summary for proof in found}
-            yield dg.AssetMaterialization(
-                family.copy, partition=backup_id, metadata={"copies": len(found), **rows},
-                tags=_versions(family.proofs["verification"]),
-            )  # fmt: skip
-        yield from report_checks(context, family.copy, backup_id, [copy_check(family.copy, found)])
+    for kind, family in FAMILIES.items():
+        found: dict[str, list[CopyProof]] = {}
+        for proof in proofs:
+            if proof.kind == kind and proof.backup_id in at_home:
+                found.setdefault(proof.backup_id, []).append(proof)
+        family.register(context.instance, list(found))
+        green = _materialized(context.instance, family, list(found))
+        for backup_id, looks in found.items():
+            if worst_of(looks) != "passed":
+                _plan(context, family.copy, backup_id)
+            elif {proof.target for proof in looks} != set(places):
+                continue
+            elif backup_id not in green:
+                yield dg.AssetMaterialization(
+                    family.copy, partition=backup_id, metadata=verified_metadata(looks),
+                    tags=versions_of(family.proofs["verification"]),
+                )  # fmt: skip
+            yield from report_checks(
+                context, family.copy, backup_id, [copy_check(family.copy, looks)]
+            )
+
+
+def _materialized(
+    instance: dg.DagsterInstance, family: Family, backup_ids: Sequence[str]
+) -> set[str]:
+    """Whose copies are green: their materialization has more to say than a verification, and stays the newest."""
+    found = instance.get_status_by_partition(family.copy, backup_ids, family.partitions) or {}
+    return {i for i, status in found.items() if status and status.value == "MATERIALIZED"}
 
 
 def report_checks(
@@ -108,7 +119,7 @@ def report_checks(
         )
 
 
-def _versions(parent: dg.AssetKey) -> dict[str, str]:
+def versions_of(parent: dg.AssetKey) -> dict[str, str]:
     """The tags by which Dagster knows versions, as a step of the asset would have them.
 
     Without them the UI goes by time, and calls a restore test "unsynced" as soon as its backup has

@@ -32,7 +32,12 @@ from kyb_backup_pipeline.defs.backup_view import backup_checks, backup_metadata,
 from kyb_backup_pipeline.defs.copy_view import seen_metadata
 from kyb_backup_pipeline.defs.partitions import FAMILIES, Family
 from kyb_backup_pipeline.defs.proof_view import engine_errors
-from kyb_backup_pipeline.defs.reporting import Reported, report_checks, report_proofs
+from kyb_backup_pipeline.defs.reporting import (
+    Reported,
+    report_checks,
+    report_proofs,
+    versions_of,
+)
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.engine.errors import NotFound
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
@@ -196,7 +201,10 @@ def _copies(
         seen = {view.target: view.copies[backup_id] for view in views}
         if all(_is_ours_to_tell(one, run, now) for one in seen.values()):
             yield dg.AssetMaterialization(
-                look.family.copy, partition=backup_id, metadata=seen_metadata(seen)
+                look.family.copy,
+                partition=backup_id,
+                metadata=seen_metadata(seen),
+                tags=versions_of(look.family.proofs["verification"]),
             )
 
 

@@ -103,7 +103,7 @@ def _holes(place: PlaceStanding, kind: Kind, between: Sequence[Fact]) -> Trouble
     names = ", ".join(f.backup_id for f in between[:_NAMED])
     return Trouble(
         key=f"{OFFSITE}{place.name}:missing:{kind}", severity=severity,
-        title=f"{len(between)} copies are missing in {place.name}: {named(kind)}s between others",
+        title=f"copies are missing in {place.name}, between others ({named(kind)}: {len(between)})",
         text=f"{names}{more}", hint="kyb-backup offsite push --all", backup_id=between[0].backup_id,
     )  # fmt: skip
 

@@ -144,7 +144,7 @@ def backup_row(fact: Fact, places: Sequence[PlaceStanding] = ()) -> dict[str, An
         "rows": f"{fact.rows:,}" if fact.rows is not None else "",
         "verification": _state(fact.verification),
         "restore_test": _state(fact.restore_test) if _tested(fact) else ("none", ""),
-        "copy": copy_cell(fact, places) if places else ("none", ""),
+        "offsite": copy_cell(fact, places) if places else ("none", ""),
         "note": fact.problem or ", ".join(filter(None, (fact.deployment, fact.label))),
     }
 

@@ -49,7 +49,7 @@ def text_page(report: Report, *, most: int | None = None) -> str:
         row = backup_row(fact, health.places)
         proofs = f"verification {row['verification'][1]}"
         proofs += f", restore test {row['restore_test'][1]}" if row["restore_test"][1] else ""
-        proofs += f", copy {row['copy'][1]}" if row["copy"][1] else ""
+        proofs += f", copy {row['offsite'][1]}" if row["offsite"][1] else ""
         note = f"  ({row['note']})" if row["note"] else ""
         lines.append(
             f"  {row['id']:<36} {row['kind']:<18} {row['at']:<16} {row['size']:>9}  {proofs}{note}"

@@ -363,8 +363,8 @@ class ScheduleSettings(_Section):
     configuration_backup: NonEmpty = "0 3 * * *"
     point_in_time_test: NonEmpty = "0 5 1 * *"
     verify_all: NonEmpty = "0 4 * * *"
-    retention: NonEmpty = "30 5 * * *"
     offsite_verify: NonEmpty = "30 4 * * *"
+    retention: NonEmpty = "30 5 * * *"
     offsite_retention: NonEmpty = "45 5 * * *"
     health_report: NonEmpty = "0 6 * * *"
 

@@ -101,6 +101,11 @@ def tell(now: datetime, seed: int = 1) -> Story:
     return story
 
 
+def looked_at(now: datetime) -> datetime:
+    """When the off-site copies were looked at last."""
+    return _due(now, time(4, 30))[0]
+
+
 def _due(now: datetime, at: time, days: int = DAYS, before: timedelta = _SETTLED) -> list[datetime]:
     """This time of each day, the newest first, as far as all was done then."""
     last = datetime.combine(now.date(), at, now.tzinfo)

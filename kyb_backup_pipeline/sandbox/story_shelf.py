@@ -18,6 +18,7 @@ from kyb_backup_pipeline.engine.files import write_durably
 from kyb_backup_pipeline.engine.holds import Holds
 from kyb_backup_pipeline.engine.locks import exclusive, holder_of
 from kyb_backup_pipeline.engine.manifest import Manifest
+from kyb_backup_pipeline.engine.offsite_view import Views
 from kyb_backup_pipeline.engine.prune_records import PruneRecords
 from kyb_backup_pipeline.engine.store import FOLDERS, Repository
 from kyb_backup_pipeline.sandbox.invented import (
@@ -27,6 +28,8 @@ from kyb_backup_pipeline.sandbox.invented import (
     store_segments,
 )
 from kyb_backup_pipeline.sandbox.story import LABEL, NOTE, Story
+from kyb_backup_pipeline.sandbox.story_offsite import SETTINGS as OFFSITE_SETTINGS
+from kyb_backup_pipeline.sandbox.story_offsite import view_of
 
 SETTINGS_FILE = "kyb_backup.toml"
 _REPOSITORY = "invented_backups"
@@ -48,7 +51,8 @@ days_until_full = 0
 
 [schedules]
 point_in_time_test = "0 5 * * 1"
-"""
+
+{OFFSITE_SETTINGS}"""
 _FILES = {"full": "database.sql.zst", "base": "base.tar.zst", "configuration": "configuration.tar.zst.age",
           "application_state": "state.tar.zst.age"}  # fmt: skip
 
@@ -113,6 +117,7 @@ def _fill(story: Story, repository: Repository) -> None:
         Holds(repository.root).place(hold)
     if story.pruned is not None:
         PruneRecords(repository.root).keep(story.pruned)
+    Views(repository.root).keep(view_of(story))
     _leave(repository, story.leftover, story.now - timedelta(hours=30))
 
 

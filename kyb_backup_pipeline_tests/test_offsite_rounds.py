@@ -1,0 +1,176 @@
+"""The same done at every place, and what is written down of it at home while several are at work."""
+
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from kyb_backup_pipeline.engine.manifest import Proof, utc_now
+from kyb_backup_pipeline.engine.offsite_listing import look_over
+from kyb_backup_pipeline.engine.offsite_opening import opened
+from kyb_backup_pipeline.engine.offsite_push import push
+from kyb_backup_pipeline.engine.offsite_rounds import (
+    catch_up,
+    copy_everywhere,
+    prune_everywhere,
+    verify_everywhere,
+)
+from kyb_backup_pipeline.engine.offsite_view import SeenCopy, View, Views, views_of
+from kyb_backup_pipeline.engine.verify import verify_backup
+from kyb_backup_pipeline_tests.offsite_sites import Disk, Machine, machine_in
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    (tmp_path / "disk" / "kyb").mkdir(parents=True)
+    return Disk(tmp_path / "disk")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, disk: Disk) -> Machine:
+    return machine_in(tmp_path / "backups", disk.environment())
+
+
+@pytest.fixture
+def two(machine: Machine, tmp_path: Path) -> Machine:
+    """With a second place, which is not there."""
+    return machine.with_settings(targets=f'{{"second": {{"url": "{tmp_path}/second"}}}}')
+
+
+def known(machine: Machine) -> View:
+    return views_of(machine.root, machine.settings.offsite)[0]
+
+
+def test_one_that_looks_long_does_not_overwrite_what_another_saw_meanwhile(
+    machine: Machine,
+) -> None:
+    """A verification of an hour began before an increment was pushed."""
+    for name in ("full_1", "full_2"):
+        machine.backup(name, seed=len(name))
+    machine.push("full_1")
+    settings = machine.settings
+    with opened(settings, "offsite", utc_now()) as slow:
+        machine.push("full_2")
+        slow.see(looked_at=utc_now())
+    assert set(known(machine).copies) == {"full_1", "full_2"}
+    with opened(settings, "offsite", utc_now()) as slow:
+        folders_of = slow.target.folders
+
+        def folders(prefix: str) -> Sequence[str]:
+            slow.views.change("offsite", slow.target.url, lambda view: view.model_copy(
+                update={"copies": {**view.copies, "full_3": view.copies["full_1"]}}))  # fmt: skip
+            return folders_of(prefix)
+
+        slow.target.folders = folders  # type: ignore[method-assign]
+        look_over(slow, utc_now())
+    assert set(known(machine).copies) == {"full_1", "full_2", "full_3"}
+
+
+def test_many_who_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    now = utc_now()
+
+    def write(name: str) -> None:
+        views = Views(tmp_path / "r")
+        for number in range(20):
+            seen = SeenCopy(kind="full", finished_at=now, pushed_at=now)
+            views.change("offsite", "/x", lambda view, key=f"{name}_{number}", seen=seen: view.model_copy(  # type: ignore[misc]
+                update={"copies": {**view.copies, key: seen}}))  # fmt: skip
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(Views(tmp_path / "r").read("offsite", "/x").copies) == 80
+
+
+def test_what_has_no_copy_is_brought_but_for_what_is_bad(machine: Machine, disk: Disk) -> None:
+    machine.backup("full_1")
+    machine.backup("full_2", seed=2)
+    bad = machine.backup("full_bad", seed=3)
+    dump = bad.folder / "database.sql.zst"
+    dump.write_bytes(dump.read_bytes()[:-1])
+    verify_backup(machine.repository, bad, settings=machine.settings, now=utc_now())
+    machine.push("full_1")
+    unsure = Proof(backup_id="full_2", proof="verification", verdict="could_not_verify", summary="no key",
+                   started_at=utc_now(), finished_at=utc_now())  # fmt: skip
+    machine.repository.records.keep(unsure)  # as on a host that has public keys only
+    before = disk.objects()
+    assert catch_up(machine.settings, utc_now()) == []
+    assert sorted(machine.ids()) == ["full_1", "full_2"]
+    assert set(before) <= set(disk.objects())
+    damaged = machine.backup("full_3", seed=4)  # and nobody has verified it
+    (damaged.folder / "database.sql.zst").write_bytes(b"short")
+    (failed,) = catch_up(machine.settings, utc_now())
+    assert (failed.backup_id, failed.target) == ("full_3", "offsite")
+    assert "is not what the manifest says" in str(failed)
+
+
+def test_a_place_that_fails_hides_no_other(two: Machine) -> None:
+    backup = two.backup()
+    copied, failed = copy_everywhere(two.settings, backup, run_id="run_1")
+    assert [one.proof.verdict for one in copied] == ["passed"]
+    assert [one.target for one in failed] == ["second"]
+    assert known(two).copies["full_1"].run_id == "run_1"
+    proofs, lost = verify_everywhere(two.settings, utc_now())
+    assert ([p.verdict for p in proofs], [one.target for one in lost]) == (["passed"], ["second"])
+    assert known(two).copies["full_1"].run_id == "run_1", "who looks does not become its maker"
+    (pruned,), lost = prune_everywhere(two.settings, utc_now())
+    assert ([d.keep for d in pruned.plan.decisions], len(lost)) == ([True], 1)
+    second = views_of(two.root, two.settings.offsite)[1]
+    assert second.trouble is not None
+
+
+def test_how_long_a_place_is_out_of_sight_is_counted_from_the_first_time(two: Machine) -> None:
+    copy_everywhere(two.settings, two.backup())
+    first = views_of(two.root, two.settings.offsite)[1].trouble
+    verify_everywhere(two.settings, utc_now() + timedelta(hours=3))
+    again = views_of(two.root, two.settings.offsite)[1].trouble
+    assert first is not None and again is not None
+    assert first.since == again.since
+
+
+def test_a_copy_that_was_mended_is_not_bad_until_somebody_looks_again(
+    machine: Machine, disk: Disk
+) -> None:
+    machine.backup()
+    machine.push()
+    (part, *_) = [o for o in disk.objects() if "/database.sql.zst/" in o]
+    disk.delete(part)
+    assert machine.verify().verdict == "failed"
+    assert machine.push().already
+    assert known(machine).copies["full_1"].verdict == "failed", (
+        "a push that did nothing mends nothing"
+    )
+    machine.push(again=True)
+    assert known(machine).copies["full_1"].verdict is None
+    with opened(machine.settings, "offsite", utc_now()) as place:
+        done = push(machine.settings, place, machine.repository.find("full_1"), now=utc_now())
+    assert done.already
+    assert machine.verify().verdict == "passed"
+
+
+def test_a_commit_object_that_was_damaged_is_remembered_until_it_is_whole(
+    machine: Machine, disk: Disk
+) -> None:
+    machine.backup()
+    machine.push()
+    disk.write("kyb/database/full/full_1/offsite_copy.json", b"{")
+    assert machine.verify().verdict == "failed"
+    view = known(machine)
+    assert (list(view.damaged), list(view.copies)) == (["full_1"], [])
+    machine.push(again=True)
+    view = known(machine)
+    assert (list(view.damaged), list(view.copies)) == ([], ["full_1"])
+
+
+def test_a_view_that_an_older_version_wrote_is_read(machine: Machine) -> None:
+    machine.backup()
+    machine.push()
+    path = machine.root / "offsite" / "offsite.json"
+    text = path.read_text()
+    path.write_text(text.replace('"damaged": {}', '"unknown": 1').replace('"run_id"', '"other"'))
+    assert list(known(machine).copies) == ["full_1"]
