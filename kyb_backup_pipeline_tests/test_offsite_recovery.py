@@ -17,6 +17,7 @@ from kyb_backup_pipeline.engine.evidence import (
 )
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
+from kyb_backup_pipeline.engine.offsite_copy import COMMIT
 from kyb_backup_pipeline.engine.offsite_opening import opened
 from kyb_backup_pipeline.engine.offsite_push import push
 from kyb_backup_pipeline.engine.progress import silent
@@ -32,7 +33,7 @@ from kyb_backup_pipeline_tests.keys import Keys, keys_in
 from kyb_backup_pipeline_tests.offsite_sites import PART, content
 from kyb_backup_pipeline_tests.platforms import Platform
 from kyb_backup_pipeline_tests.running import Cli, children_of, none_alive, wait_until
-from kyb_backup_pipeline_tests.s3_server import Bucket, S3Server
+from kyb_backup_pipeline_tests.s3_server import KEY, SECRET, Bucket, S3Server
 from kyb_backup_pipeline_tests.test_database_restore import Live, living
 from kyb_backup_pipeline_tests.wal_clusters import Primary, primary_of, running_cluster
 
@@ -114,8 +115,8 @@ def test_a_dropped_database_comes_back_from_the_address_and_the_key_alone(
     assert len(site.parts()) > 2
     drop_database(server.target(), site.live.name)
     cli = site.cli()
-    listed = cli.run("offsite", "list")
-    assert (listed.returncode, "good" in listed.stdout) == (0, True)
+    listed = cli.run("restore", "database", "--from", "offsite")
+    assert (listed.returncode, "good  20" in listed.stderr) == (2, True)
     plan = cli.run("restore", "database", "good", "--from", "offsite", "--dry-run")
     assert plan.returncode == 0, plan.stderr
     assert "streamed" in plan.stdout
@@ -126,6 +127,21 @@ def test_a_dropped_database_comes_back_from_the_address_and_the_key_alone(
     assert json.loads(journal.read_text())["place"] == "offsite"
     left = [path for path in site.empty.rglob("*") if path.is_file() and "zst" in path.name]
     assert left == [], "no second copy on this disk"
+
+
+def test_a_place_that_does_not_answer_is_passed_over(site: Site) -> None:
+    site.push()
+    own = site.bucket.environment()
+    variables = site.environment(site.bucket, KYB_OFFSITE__URL="/nowhere/at/all")
+    other = {"url": own["KYB_OFFSITE__URL"], "endpoint": own["KYB_OFFSITE__ENDPOINT"], "allow_http": True,
+             "access_key_id": KEY, "secret_access_key": SECRET}  # fmt: skip
+    cli = Cli(None, variables | {"KYB_OFFSITE__TARGETS": json.dumps({"second": other})})
+    arguments = ("restore", "database", "good", "--dry-run", "--from")
+    found = cli.run(*arguments, "offsite")
+    assert (found.returncode, "the copy in second" in found.stdout) == (0, True), found.stderr
+    assert "/nowhere/at/all" in found.stderr
+    assert cli.run(*arguments, "offsite:offsite").returncode == 4
+    assert cli.run(*arguments, "elsewhere").returncode == 2
 
 
 def test_single_tables_come_back_beside_the_live_database(site: Site) -> None:
@@ -268,6 +284,25 @@ def test_a_part_that_was_deleted_or_altered_before_is_found_before_anything_is_d
         assert site.stands(before)
 
 
+def test_a_commit_object_that_contradicts_its_manifest_is_found(site: Site) -> None:
+    """Its parts may all fit: what it says of a file must be what the manifest says, too."""
+    site = replace(site, sealed="none")
+    site.push()
+    before = site.live.users()
+    (key,) = (key for key in site.bucket.objects() if key.endswith(COMMIT))
+    document = json.loads(site.bucket.read(key))
+    roles, dump = (
+        next(file for file in document["files"] if file["path"] == name)
+        for name in ("globals.sql", "database.sql.zst")
+    )
+    dump.update({name: value for name, value in roles.items() if name != "path"})
+    site.bucket.write(key, json.dumps(document).encode())
+    run = site.cli().run("restore", "database", "good", "--from", "offsite", "--yes")
+    assert (run.returncode, "• check" in run.stdout) == (6, False), run.stderr
+    assert "database.sql.zst is not in the copy as the manifest says" in run.stderr
+    assert site.stands(before)
+
+
 def test_a_small_file_with_other_content_is_found_though_the_place_calls_it_the_same(
     site: Site, s3: S3Server
 ) -> None:
@@ -358,9 +393,16 @@ class Log:
         return dict(self.variables)
 
 
-@pytest.fixture
-def log(place: Path, tmp_path: Path, drills: Path, keys: Keys, bucket: Bucket) -> Iterator[Log]:
-    sealing = keys.opens() | {"KYB_ENCRYPTION__DATABASE": "offsite"}
+@pytest.fixture(params=["offsite"])
+def log(
+    request: pytest.FixtureRequest,
+    place: Path,
+    tmp_path: Path,
+    drills: Path,
+    keys: Keys,
+    bucket: Bucket,
+) -> Iterator[Log]:
+    sealing = keys.opens() | {"KYB_ENCRYPTION__DATABASE": request.param}
     away = bucket.environment(part_size=str(1 << 20), retries="1") | sealing
     with running_cluster(place, 18) as cluster:
         primary = primary_of(cluster, tmp_path / "home", drills, **away)
@@ -406,6 +448,7 @@ def test_the_last_moment_comes_back_from_the_copies_alone(log: Log, place: Path)
     assert json.loads(journal.read_text())["place"] == "offsite"
 
 
+@pytest.mark.parametrize("log", ["true"], indirect=True, ids=["sealed-at-home"])
 def test_an_earlier_moment_takes_no_more_than_it_needs(
     log: Log, place: Path, tmp_path: Path
 ) -> None:
