@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from kyb_backup_pipeline.engine import config
 from kyb_backup_pipeline.engine.comparison import compare
+from kyb_backup_pipeline.engine.errors import RestoreFailed
 from kyb_backup_pipeline.engine.evidence import (
     EVIDENCE_FILE,
     Evidence,
@@ -17,18 +19,21 @@ from kyb_backup_pipeline.engine.evidence import (
 )
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
+from kyb_backup_pipeline.engine.offsite_backup import backup_from
 from kyb_backup_pipeline.engine.offsite_copy import COMMIT
 from kyb_backup_pipeline.engine.offsite_opening import opened
 from kyb_backup_pipeline.engine.offsite_push import push
+from kyb_backup_pipeline.engine.postgres import client_programs
 from kyb_backup_pipeline.engine.progress import silent
 from kyb_backup_pipeline.engine.request import Request
+from kyb_backup_pipeline.engine.restore import load_dump
 from kyb_backup_pipeline.engine.restore_drill import drill_copy
 from kyb_backup_pipeline.engine.restore_source import evidence_of, source_of
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
 from kyb_backup_pipeline_tests.breaking_proxy import Answer, Cut, Fault, Passage, proxy_to, slowly
-from kyb_backup_pipeline_tests.conftest import drop_database, execute
+from kyb_backup_pipeline_tests.conftest import create_database, drop_database, execute
 from kyb_backup_pipeline_tests.keys import Keys, keys_in
 from kyb_backup_pipeline_tests.offsite_sites import PART, content
 from kyb_backup_pipeline_tests.platforms import Platform
@@ -166,9 +171,27 @@ def test_directory_format_is_fetched_first_and_leaves_no_trace(site: Site, drill
     assert site.drill(site.bucket).verdict == "passed"
 
 
+def test_directory_format_is_not_begun_where_there_is_no_room_for_it(
+    site: Site, tmp_path: Path
+) -> None:
+    site.push(KYB_BACKUP__FORMAT="directory")
+    before, disk = site.live.users(), tmp_path / "small"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
+    try:
+        cli = site.cli(KYB_RESTORE_TEST__DIRECTORY=str(disk))
+        run = cli.run("restore", "database", "good", "--from", "offsite", "--yes")
+        left = list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert (run.returncode, "restore_test.directory" in run.stderr, left) == (11, True, [])
+    assert site.stands(before)
+
+
 def test_what_is_encrypted_at_home_already_streams_too(site: Site) -> None:
+    site = replace(site, sealed="gpg")
     site.push(KYB_ENCRYPTION__DATABASE="true")
-    assert site.parts("database.sql.zst.age/")
+    assert site.parts("database.sql.zst.gpg/")
     before, into = site.live.users(), f"{site.live.name}_look"
     run = site.cli().run("restore", "database", "good", "--from", "offsite", "--into", into)
     assert run.returncode == 0, run.stderr
@@ -262,6 +285,25 @@ def test_what_breaks_in_mid_load_changes_nothing(
         proof = site.drill(proxy.bucket(site.bucket))
     assert proof.verdict == ("could_not_verify" if fault is gone else "failed"), proof.summary
     assert said in proof.summary
+
+
+@pytest.mark.parametrize("sealed", ["none", "gpg"])
+def test_psql_is_not_told_the_end_of_what_was_altered(site: Site, sealed: str) -> None:
+    """In one transaction: had it been told, all that came before would be committed."""
+    site = replace(site, sealed=sealed)
+    site.push()
+    key = site.parts()[-1]
+    site.bucket.write(key, site.bucket.read(key)[:-1] + b"?")
+    settings = config.load(environment=site.environment(site.bucket))
+    programs = client_programs(settings.postgres, 18)
+    into = site.live.server.target(f"{site.live.name}_look")
+    create_database(site.live.server.target(), into.dbname)
+    with backup_from(settings, "offsite", "good", utc_now()) as backup:
+        source = source_of(backup, settings.encryption)
+        with pytest.raises(RestoreFailed, match="has another content than was pushed"):
+            load_dump(source, programs, into, jobs=1, stall_timeout=60, single_transaction=True,
+                      report=silent)  # fmt: skip
+    assert execute(into, "SELECT FROM pg_class WHERE relname = 'users'") == []
 
 
 def test_a_part_that_was_deleted_or_altered_before_is_found_before_anything_is_done(
