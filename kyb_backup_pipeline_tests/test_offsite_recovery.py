@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from kyb_backup_pipeline.engine import config
 from kyb_backup_pipeline.engine.comparison import compare
+from kyb_backup_pipeline.engine.errors import RestoreFailed
 from kyb_backup_pipeline.engine.evidence import (
     EVIDENCE_FILE,
     Evidence,
@@ -17,22 +19,26 @@ from kyb_backup_pipeline.engine.evidence import (
 )
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
+from kyb_backup_pipeline.engine.offsite_backup import backup_from
+from kyb_backup_pipeline.engine.offsite_copy import COMMIT
 from kyb_backup_pipeline.engine.offsite_opening import opened
 from kyb_backup_pipeline.engine.offsite_push import push
+from kyb_backup_pipeline.engine.postgres import client_programs
 from kyb_backup_pipeline.engine.progress import silent
 from kyb_backup_pipeline.engine.request import Request
+from kyb_backup_pipeline.engine.restore import load_dump
 from kyb_backup_pipeline.engine.restore_drill import drill_copy
 from kyb_backup_pipeline.engine.restore_source import evidence_of, source_of
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
 from kyb_backup_pipeline_tests.breaking_proxy import Answer, Cut, Fault, Passage, proxy_to, slowly
-from kyb_backup_pipeline_tests.conftest import drop_database, execute
+from kyb_backup_pipeline_tests.conftest import create_database, drop_database, execute
 from kyb_backup_pipeline_tests.keys import Keys, keys_in
 from kyb_backup_pipeline_tests.offsite_sites import PART, content
 from kyb_backup_pipeline_tests.platforms import Platform
 from kyb_backup_pipeline_tests.running import Cli, children_of, none_alive, wait_until
-from kyb_backup_pipeline_tests.s3_server import Bucket, S3Server
+from kyb_backup_pipeline_tests.s3_server import KEY, SECRET, Bucket, S3Server
 from kyb_backup_pipeline_tests.test_database_restore import Live, living
 from kyb_backup_pipeline_tests.wal_clusters import Primary, primary_of, running_cluster
 
@@ -114,8 +120,8 @@ def test_a_dropped_database_comes_back_from_the_address_and_the_key_alone(
     assert len(site.parts()) > 2
     drop_database(server.target(), site.live.name)
     cli = site.cli()
-    listed = cli.run("offsite", "list")
-    assert (listed.returncode, "good" in listed.stdout) == (0, True)
+    listed = cli.run("restore", "database", "--from", "offsite")
+    assert (listed.returncode, "good  20" in listed.stderr) == (2, True)
     plan = cli.run("restore", "database", "good", "--from", "offsite", "--dry-run")
     assert plan.returncode == 0, plan.stderr
     assert "streamed" in plan.stdout
@@ -126,6 +132,21 @@ def test_a_dropped_database_comes_back_from_the_address_and_the_key_alone(
     assert json.loads(journal.read_text())["place"] == "offsite"
     left = [path for path in site.empty.rglob("*") if path.is_file() and "zst" in path.name]
     assert left == [], "no second copy on this disk"
+
+
+def test_a_place_that_does_not_answer_is_passed_over(site: Site) -> None:
+    site.push()
+    own = site.bucket.environment()
+    variables = site.environment(site.bucket, KYB_OFFSITE__URL="/nowhere/at/all")
+    other = {"url": own["KYB_OFFSITE__URL"], "endpoint": own["KYB_OFFSITE__ENDPOINT"], "allow_http": True,
+             "access_key_id": KEY, "secret_access_key": SECRET}  # fmt: skip
+    cli = Cli(None, variables | {"KYB_OFFSITE__TARGETS": json.dumps({"second": other})})
+    arguments = ("restore", "database", "good", "--dry-run", "--from")
+    found = cli.run(*arguments, "offsite")
+    assert (found.returncode, "the copy in second" in found.stdout) == (0, True), found.stderr
+    assert "/nowhere/at/all" in found.stderr
+    assert cli.run(*arguments, "offsite:offsite").returncode == 4
+    assert cli.run(*arguments, "elsewhere").returncode == 2
 
 
 def test_single_tables_come_back_beside_the_live_database(site: Site) -> None:
@@ -150,9 +171,27 @@ def test_directory_format_is_fetched_first_and_leaves_no_trace(site: Site, drill
     assert site.drill(site.bucket).verdict == "passed"
 
 
+def test_directory_format_is_not_begun_where_there_is_no_room_for_it(
+    site: Site, tmp_path: Path
+) -> None:
+    site.push(KYB_BACKUP__FORMAT="directory")
+    before, disk = site.live.users(), tmp_path / "small"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
+    try:
+        cli = site.cli(KYB_RESTORE_TEST__DIRECTORY=str(disk))
+        run = cli.run("restore", "database", "good", "--from", "offsite", "--yes")
+        left = list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert (run.returncode, "restore_test.directory" in run.stderr, left) == (11, True, [])
+    assert site.stands(before)
+
+
 def test_what_is_encrypted_at_home_already_streams_too(site: Site) -> None:
+    site = replace(site, sealed="gpg")
     site.push(KYB_ENCRYPTION__DATABASE="true")
-    assert site.parts("database.sql.zst.age/")
+    assert site.parts("database.sql.zst.gpg/")
     before, into = site.live.users(), f"{site.live.name}_look"
     run = site.cli().run("restore", "database", "good", "--from", "offsite", "--into", into)
     assert run.returncode == 0, run.stderr
@@ -248,6 +287,25 @@ def test_what_breaks_in_mid_load_changes_nothing(
     assert said in proof.summary
 
 
+@pytest.mark.parametrize("sealed", ["none", "gpg"])
+def test_psql_is_not_told_the_end_of_what_was_altered(site: Site, sealed: str) -> None:
+    """In one transaction: had it been told, all that came before would be committed."""
+    site = replace(site, sealed=sealed)
+    site.push()
+    key = site.parts()[-1]
+    site.bucket.write(key, site.bucket.read(key)[:-1] + b"?")
+    settings = config.load(environment=site.environment(site.bucket))
+    programs = client_programs(settings.postgres, 18)
+    into = site.live.server.target(f"{site.live.name}_look")
+    create_database(site.live.server.target(), into.dbname)
+    with backup_from(settings, "offsite", "good", utc_now()) as backup:
+        source = source_of(backup, settings.encryption)
+        with pytest.raises(RestoreFailed, match="has another content than was pushed"):
+            load_dump(source, programs, into, jobs=1, stall_timeout=60, single_transaction=True,
+                      report=silent)  # fmt: skip
+    assert execute(into, "SELECT FROM pg_class WHERE relname = 'users'") == []
+
+
 def test_a_part_that_was_deleted_or_altered_before_is_found_before_anything_is_done(
     site: Site,
 ) -> None:
@@ -266,6 +324,25 @@ def test_a_part_that_was_deleted_or_altered_before_is_found_before_anything_is_d
         assert key.rpartition("/")[2] in run.stderr
         assert "• check" not in run.stdout
         assert site.stands(before)
+
+
+def test_a_commit_object_that_contradicts_its_manifest_is_found(site: Site) -> None:
+    """Its parts may all fit: what it says of a file must be what the manifest says, too."""
+    site = replace(site, sealed="none")
+    site.push()
+    before = site.live.users()
+    (key,) = (key for key in site.bucket.objects() if key.endswith(COMMIT))
+    document = json.loads(site.bucket.read(key))
+    roles, dump = (
+        next(file for file in document["files"] if file["path"] == name)
+        for name in ("globals.sql", "database.sql.zst")
+    )
+    dump.update({name: value for name, value in roles.items() if name != "path"})
+    site.bucket.write(key, json.dumps(document).encode())
+    run = site.cli().run("restore", "database", "good", "--from", "offsite", "--yes")
+    assert (run.returncode, "• check" in run.stdout) == (6, False), run.stderr
+    assert "database.sql.zst is not in the copy as the manifest says" in run.stderr
+    assert site.stands(before)
 
 
 def test_a_small_file_with_other_content_is_found_though_the_place_calls_it_the_same(
@@ -358,9 +435,16 @@ class Log:
         return dict(self.variables)
 
 
-@pytest.fixture
-def log(place: Path, tmp_path: Path, drills: Path, keys: Keys, bucket: Bucket) -> Iterator[Log]:
-    sealing = keys.opens() | {"KYB_ENCRYPTION__DATABASE": "offsite"}
+@pytest.fixture(params=["offsite"])
+def log(
+    request: pytest.FixtureRequest,
+    place: Path,
+    tmp_path: Path,
+    drills: Path,
+    keys: Keys,
+    bucket: Bucket,
+) -> Iterator[Log]:
+    sealing = keys.opens() | {"KYB_ENCRYPTION__DATABASE": request.param}
     away = bucket.environment(part_size=str(1 << 20), retries="1") | sealing
     with running_cluster(place, 18) as cluster:
         primary = primary_of(cluster, tmp_path / "home", drills, **away)
@@ -406,6 +490,7 @@ def test_the_last_moment_comes_back_from_the_copies_alone(log: Log, place: Path)
     assert json.loads(journal.read_text())["place"] == "offsite"
 
 
+@pytest.mark.parametrize("log", ["true"], indirect=True, ids=["sealed-at-home"])
 def test_an_earlier_moment_takes_no_more_than_it_needs(
     log: Log, place: Path, tmp_path: Path
 ) -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kyb_backup_pipeline.cli.session import size
 from kyb_backup_pipeline.engine.errors import KybError
-from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.manifest import Kind, utc_now
 from kyb_backup_pipeline.engine.store import Backup, Repository
 
 if TYPE_CHECKING:
@@ -48,6 +49,22 @@ def chosen_backup(
 
     with backup_from(settings, where, backup_id, utc_now()) as backup:
         yield backup
+
+
+def copies_to_choose(settings: "Settings", where: str, kind: Kind) -> list[str]:
+    """A line for each copy of a kind. Raises NotFound without any."""
+    from kyb_backup_pipeline.engine.offsite_backup import holding, newest_copy
+    from kyb_backup_pipeline.engine.offsite_copy import list_copies
+
+    now = utc_now()
+    with holding(settings, where, lambda target: newest_copy(target, kind), now) as (place, _):
+        copies = [listed.copy_ for listed in list_copies(place.target, (kind,))]
+    return [
+        f"{copy.backup_id}  {copy.manifest.completed_at:%Y-%m-%d %H:%M:%S} UTC  {size(copy.size)}  "
+        f"in {place.target.name}"
+        for copy in copies
+        if copy is not None
+    ]
 
 
 @contextmanager

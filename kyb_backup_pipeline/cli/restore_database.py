@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kyb_backup_pipeline.cli.offsite_places import chosen_backup, from_option
+from kyb_backup_pipeline.cli.offsite_places import chosen_backup, copies_to_choose, from_option
 from kyb_backup_pipeline.cli.session import Session, say, size, with_session
 from kyb_backup_pipeline.engine.database_restore import DatabaseRestore
 from kyb_backup_pipeline.engine.errors import InvalidRequest, NotFound, Refused
@@ -162,7 +162,9 @@ def replaced(session: Session, drop: str | None, yes: bool, as_json: bool) -> No
 def _list(settings: Settings, where: str | None) -> None:
     """Show what could be restored, and ask which. Raises NotFound, InvalidRequest."""
     if where is not None:
-        raise InvalidRequest("which one?", hint="kyb-backup offsite list --kind full")
+        for line in copies_to_choose(settings, where, "full"):
+            click.echo(line, err=True)
+        raise InvalidRequest("which one?", hint="name one of those above")
     repository = Repository(settings.repository)
     backups = [b for b in repository.backups(("full",)) if b.manifest is not None]
     for backup in backups:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from kyb_backup_pipeline.cli.offsite_places import chosen_backup, from_option
+from kyb_backup_pipeline.cli.offsite_places import chosen_backup, copies_to_choose, from_option
 from kyb_backup_pipeline.cli.session import Session, with_session
 from kyb_backup_pipeline.engine.errors import InvalidRequest, NotFound, Refused
 from kyb_backup_pipeline.engine.file_backup import configuration_root
@@ -117,7 +117,9 @@ def _chosen(
     settings = session.settings()
     repository = Repository(settings.repository)
     if backup_id is None and where is not None:
-        raise InvalidRequest("which one?", hint=f"kyb-backup offsite list --kind {kind}")
+        for line in copies_to_choose(settings, where, kind):
+            click.echo(line, err=True)
+        raise InvalidRequest("which one?", hint="name one of those above")
     if backup_id is None:
         backups = [b for b in repository.backups((kind,)) if b.manifest is not None]
         for backup in backups:

@@ -21,7 +21,7 @@ from kyb_backup_pipeline.engine.backup_files import FolderFiles
 from kyb_backup_pipeline.engine.compression import BLOCK
 from kyb_backup_pipeline.engine.contents import IN_MEMORY, Content, reading_blocks
 from kyb_backup_pipeline.engine.encryption import Undecryptable, check_opening, method_of, unseal
-from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, NotFound
+from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, NotEnoughSpace, NotFound
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.offsite_copy import (
@@ -152,6 +152,12 @@ class OffsiteBackup(Backup):
     def bring(self, settings: Settings, report: Reporter = silent) -> None:
         """Bring all of its files here, each held against the commit object. Raises as ``fetch_into`` does."""
         if self.copied.brought is None:
+            if free_bytes(self.folder) < self.copy.size:
+                raise NotEnoughSpace(
+                    f"{free_bytes(self.folder) / 2**30:.2f} GiB free in {self.folder.parent.parent}, "
+                    f"{self.copy.size / 2**30:.2f} GiB to be fetched",
+                    hint="free space there, or name another folder: restore_test.directory",
+                )
             fetch_into(settings, self.target, self.copy, self.folder, report=report)
             self.copied.brought = FolderFiles(self.folder)
 

@@ -309,6 +309,8 @@ def _psql(
 
 
 def _check_dump(file: BackupFile, content: Content, head: bytes, tail: bytes) -> None:
+    if content.abandoned:
+        raise RestoreFailed(f"psql ended before the end of {file.path}")
     if not content.complete or content.sha256 != file.sha256:
         raise RestoreFailed(f"{file.path} has another SHA-256 than the manifest says")
     if not is_complete(tail, head):
