@@ -110,7 +110,7 @@ def test_the_definitions_load_and_are_all_there() -> None:
     assert sorted(job.name for job in repository.get_all_jobs()) == [
         "__ASSET_JOB", "base_backup_job", "configuration_job", "follow_repository",
         "full_backup_job", "health_report_job", "incremental_backup_job", "offsite_retention_job",
-        "offsite_verification", "point_in_time_test_job",
+        "offsite_restore_test", "offsite_verification", "point_in_time_test_job",
         "pre_deployment_backup", "restore_application", "restore_database",
         "restore_point_in_time", "retention_job", "verify_all_backups",
     ]  # fmt: skip
@@ -126,6 +126,7 @@ def test_the_definitions_load_and_are_all_there() -> None:
         "configuration_schedule": ("0 3 * * *", "UTC"),
         "verify_all_schedule": ("0 4 * * *", "UTC"),
         "offsite_verification_schedule": ("30 4 * * *", "UTC"),
+        "offsite_restore_test_schedule": ("0 7 1 * *", "UTC"),
         "retention_schedule": ("30 5 * * *", "UTC"),
         "offsite_retention_schedule": ("45 5 * * *", "UTC"),
         "health_report_schedule": ("0 6 * * *", "UTC"),

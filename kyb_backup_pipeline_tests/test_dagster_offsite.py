@@ -221,6 +221,29 @@ def test_a_copy_altered_behind_our_back_turns_red_and_critical_until_it_is_mende
     assert green(instance, COPY, "one")
 
 
+def test_the_monthly_restore_test_takes_the_copy_and_a_bad_one_is_no_bad_backup(
+    instance: dg.DagsterInstance, engine: EngineResource, disk: Path
+) -> None:
+    taken(engine, "one")
+    FULL.register(instance, ["one"])
+    copy_everywhere(engine.settings(), engine.repository().find("one"))
+    assert run(instance, engine, "offsite_restore_test").success
+    assert green(instance, dg.AssetKey("full_backup_restore_test"), "one")
+    (record,) = engine.repository().records.of("one")
+    assert (record.verdict, record.place) == ("passed", "offsite")
+    alter(disk, "one")
+    result = run(instance, engine, "offsite_restore_test")
+    assert (
+        "one: the restore test from the copy in offsite"
+        in failure(result, "restore_newest_copies").description
+    )
+    assert engine.repository().records.latest("one") == {"restore_test": record}
+    keys = {t.key for t in health(engine).troubles}
+    assert "offsite:offsite:bad:one" in keys
+    assert "restore_test:one" not in keys, "the backup at home is sound"
+    assert green(instance, dg.AssetKey("full_backup_restore_test"), "one")
+
+
 def test_a_commit_object_that_cannot_be_read_is_a_bad_copy(
     instance: dg.DagsterInstance, engine: EngineResource, disk: Path
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from kyb_backup_pipeline.defs.card import table
-from kyb_backup_pipeline.engine.manifest import Verdict
+from kyb_backup_pipeline.engine.manifest import Proof, Verdict
 from kyb_backup_pipeline.engine.offsite_lock import Safety
 from kyb_backup_pipeline.engine.offsite_rounds import Copied, Failed
 from kyb_backup_pipeline.engine.offsite_verify import CopyProof
@@ -107,6 +107,20 @@ def copy_failure(proofs: Sequence[CopyProof], failed: Sequence[Failed]) -> dg.Fa
         metadata["hint"] = given[0]
     if failed:
         metadata |= {"error": type(failed[0].error).__name__, "exit_code": failed[0].error.exit_code}  # fmt: skip
+    return dg.Failure("\n".join(lines), metadata=metadata, allow_retries=False)
+
+
+def drill_failure(proofs: Sequence[Proof], failed: Sequence[Failed]) -> dg.Failure | None:
+    """The failure that names every copy that did not pass its restore test, and every place without one."""
+    bad = [proof for proof in proofs if proof.verdict != "passed"]
+    lines = [f"{p.backup_id}: the restore test {p.summary}" for p in bad] + [str(f) for f in failed]
+    if not lines:
+        return None
+    verdict = "failed" if any(p.verdict == "failed" for p in bad) else "could_not_verify"
+    metadata: dict[str, Any] = {"verdict": verdict}
+    hints = [p.hint for p in bad] + [one.error.hint for one in failed]
+    if given := [hint for hint in hints if hint]:
+        metadata["hint"] = given[0]
     return dg.Failure("\n".join(lines), metadata=metadata, allow_retries=False)
 
 

@@ -17,7 +17,13 @@ from typing import Any
 import dagster as dg
 
 from kyb_backup_pipeline.defs.card import table
-from kyb_backup_pipeline.defs.copy_view import CHECK, copied_metadata, copy_check, copy_failure
+from kyb_backup_pipeline.defs.copy_view import (
+    CHECK,
+    copied_metadata,
+    copy_check,
+    copy_failure,
+    drill_failure,
+)
 from kyb_backup_pipeline.defs.partitions import (
     APPLICATION,
     BASE,
@@ -29,13 +35,14 @@ from kyb_backup_pipeline.defs.partitions import (
     partitioned_check,
 )
 from kyb_backup_pipeline.defs.proof_view import PASSED, engine_errors
-from kyb_backup_pipeline.defs.reporting import Reported, report_copies
+from kyb_backup_pipeline.defs.reporting import Reported, report_copies, report_proofs
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.offsite_rounds import (
     Pruned,
     catch_up,
     copy_everywhere,
+    drill_everywhere,
     prune_everywhere,
     verify_everywhere,
 )
@@ -180,6 +187,52 @@ offsite_verification_schedule = dg.ScheduleDefinition(
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Looks at every off-site copy, each day, and brings what is missing. schedules.offsite_verify sets "
     "the time (UTC).",
+)
+
+
+@dg.op(
+    out=dg.Out(dg.Nothing),
+    tags={"kind": "restore"},
+    description="Restore the newest full backup of every place from its copy, on a throwaway server, and compare it "
+    "with what the source held.",
+)
+def restore_newest_copies(
+    context: dg.OpExecutionContext, engine: EngineResource
+) -> Iterator[Reported | dg.Output[None]]:
+    with engine_errors():
+        settings = engine.settings()
+        if not _somewhere(settings):
+            yield dg.Output(None)
+            return
+        proofs, lost = drill_everywhere(settings, run_id=context.run_id, report=engine.reporter())
+        at_home = {b.backup_id for b in Repository(settings.repository).backups()}
+    passed = [p for p in proofs if p.verdict == "passed" and p.backup_id in at_home]
+    FULL.register(context.instance, [proof.backup_id for proof in passed])
+    yield from report_proofs(context, [(FULL, proof) for proof in passed])
+    bad = drill_failure(proofs, lost)
+    if bad is not None:
+        raise bad
+    yield dg.Output(None, metadata={p.place or "": p.summary for p in proofs})
+
+
+@dg.job(
+    executor_def=dg.in_process_executor,
+    tags=_RUN_TAGS,
+    description="The monthly restore test takes the copy, not the file at home: the newest full backup of every "
+    "place, streamed from there. A pass is one of the backup, too; a failure is one of the copy alone.",
+)
+def offsite_restore_test() -> None:
+    restore_newest_copies()
+
+
+offsite_restore_test_schedule = dg.ScheduleDefinition(
+    name="offsite_restore_test_schedule",
+    job=offsite_restore_test,
+    cron_schedule=_SCHEDULES.offsite_restore_test,
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Restores the newest copy of each place, each month. schedules.offsite_restore_test sets the time "
+    "(UTC).",
 )
 
 

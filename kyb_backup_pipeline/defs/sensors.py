@@ -258,7 +258,12 @@ def _news(
             break
         after = proof_order(path)
         family = families.get(proof.backup_id) if proof is not None else None
-        shown = proof is not None and family is not None and proof.proof in family.proofs
+        shown = (
+            proof is not None
+            and family is not None
+            and proof.proof in family.proofs
+            and proof.of_backup
+        )
         if proof is not None and shown and run(proof.run_id) is None:
             news[proof.backup_id, proof.proof] = _name(path)
     return list(news.values()), after

@@ -277,6 +277,11 @@ class Proof(_Document):
     def seconds(self) -> float:
         return (self.finished_at - self.started_at).total_seconds()
 
+    @property
+    def of_backup(self) -> bool:
+        """Whether it tells of the backup itself. A copy that is good does; one that is bad tells of the copy."""
+        return self.place is None or self.verdict == "passed"
+
 
 def utc_now() -> datetime:
     """The clock, read by entry points only."""

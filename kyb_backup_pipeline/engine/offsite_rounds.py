@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from kyb_backup_pipeline.engine.errors import KybError
-from kyb_backup_pipeline.engine.manifest import MANIFEST, utc_now
+from kyb_backup_pipeline.engine.manifest import MANIFEST, Proof, utc_now
 from kyb_backup_pipeline.engine.offsite_copy import Listed
 from kyb_backup_pipeline.engine.offsite_listing import look_over, note_safety
 from kyb_backup_pipeline.engine.offsite_lock import Safety
@@ -25,6 +25,7 @@ from kyb_backup_pipeline.engine.offsite_target import (
 )
 from kyb_backup_pipeline.engine.offsite_verify import CopyProof, verify_copy
 from kyb_backup_pipeline.engine.progress import Reporter, silent
+from kyb_backup_pipeline.engine.restore_drill import drill_copy
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
 
@@ -129,6 +130,17 @@ def verify_everywhere(
 
     answers, failed = _everywhere(settings, verify)
     return [proof for proofs in answers for proof in proofs], failed
+
+
+def drill_everywhere(
+    settings: Settings, *, run_id: str | None = None, report: Reporter = silent
+) -> tuple[list[Proof], list[Failed]]:
+    """Restore the newest full backup of every place from there, on throwaway servers, and compare."""
+
+    def drill(place: Place) -> Proof:
+        return drill_copy(settings, place, now=utc_now(), run_id=run_id, report=report)
+
+    return _everywhere(settings, drill)
 
 
 def prune_everywhere(settings: Settings, now: datetime) -> tuple[list[Pruned], list[Failed]]:

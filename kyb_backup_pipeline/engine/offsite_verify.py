@@ -68,12 +68,20 @@ def verify_copy(
             verified_at=proof.finished_at, deep=deep, verdict=proof.verdict, summary=proof.summary,
             run_id=known.run_id if known else None,
         )  # fmt: skip
+        if known is not None and not deep and _outweighs(known, copy, proof.verdict):
+            seen = known  # what was read there and found bad is not made good by a look at names
         place.saw({copy.backup_id: seen}, trouble=place.view.trouble if unreachable else None)
     else:
         place.saw(damaged={listed.backup_id: proof.summary})
     if unreachable is not None:
         place.fails(unreachable, now)
     return proof
+
+
+def _outweighs(known: SeenCopy, copy: OffsiteCopy, verdict: Verdict) -> bool:
+    """Whether a copy that was read and found bad is still that copy, whatever a quick look says."""
+    bad = known.deep and known.verdict == "failed" and known.verified_at is not None
+    return bad and verdict == "passed" and copy.pushed_at <= (known.verified_at or copy.pushed_at)
 
 
 def examine_copy(

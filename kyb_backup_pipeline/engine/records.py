@@ -60,8 +60,12 @@ class ProofRecords:
 
     def latest(self, backup_id: str) -> dict[str, Proof]:
         """The newest record of each proof, by name (``verification``, ``restore_test``)."""
-        newest = {path.name.rpartition("_")[0]: path for path in self._files(backup_id)}
-        return {name: self.read(path) for name, path in newest.items()}
+        newest: dict[str, Proof] = {}
+        for path in reversed(self._files(backup_id)):
+            name = path.name.rpartition("_")[0]
+            if name not in newest and (proof := self.read(path)).of_backup:
+                newest[name] = proof
+        return newest
 
     def files(self, after: str = "") -> list[Path]:
         """The files of all records in the order of their time; those behind ``after`` only.

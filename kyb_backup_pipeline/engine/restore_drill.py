@@ -32,6 +32,7 @@ from kyb_backup_pipeline.engine.manifest import (
 from kyb_backup_pipeline.engine.offsite_backup import OffsiteBackup, newest_copy, offsite_backup
 from kyb_backup_pipeline.engine.offsite_copy import OffsiteCopy
 from kyb_backup_pipeline.engine.offsite_opening import Place
+from kyb_backup_pipeline.engine.offsite_view import SeenCopy
 from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.restore import (
@@ -107,7 +108,8 @@ def drill_copy(
 ) -> Proof:
     """The same with a copy (None: the newest of a full backup in ``place``), streamed from where it lies.
 
-    The record is kept at home, as a restore test of that backup, and names the place. Neither the database nor
+    The record is kept at home and names the place: a pass is one of that backup, too, a failure of its copy
+    alone. Neither the database nor
     the backup at home is needed. Raises NotFound without any copy, and what the target raises while it is looked
     for; a bad copy is a verdict, and a target that goes away *could not verify*.
     """
@@ -116,7 +118,13 @@ def drill_copy(
         raise InvalidRequest(f"{copy.backup_id} is a backup of kind {copy.kind}",
                              hint="kyb-backup offsite list --kind full")  # fmt: skip
     with offsite_backup(settings, place, copy) as backup:
-        return drill_full_backup(settings, backup, now=now, report=report, run_id=run_id)
+        proof = drill_full_backup(settings, backup, now=now, report=report, run_id=run_id)
+    if proof.verdict != "could_not_verify":
+        seen = SeenCopy(kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at,
+                        verified_at=proof.finished_at, deep=True, verdict=proof.verdict,
+                        summary=proof.summary)  # fmt: skip
+        place.saw({copy.backup_id: seen})
+    return proof
 
 
 def _of_copy(proof: Proof, name: str) -> Proof:

@@ -364,6 +364,7 @@ class ScheduleSettings(_Section):
     point_in_time_test: NonEmpty = "0 5 1 * *"
     verify_all: NonEmpty = "0 4 * * *"
     offsite_verify: NonEmpty = "30 4 * * *"
+    offsite_restore_test: NonEmpty = "0 7 1 * *"
     retention: NonEmpty = "30 5 * * *"
     offsite_retention: NonEmpty = "45 5 * * *"
     health_report: NonEmpty = "0 6 * * *"

@@ -60,6 +60,8 @@ def _passed(
     for name in names:
         if name.startswith(f"{proof}_"):
             record = records.read(f"{place}/{name}")
+            if not record.of_backup:
+                continue
             latest.setdefault(proof, record)
             if record.verdict != "could_not_verify":
                 return record.verdict == "passed"
