@@ -109,8 +109,8 @@ def test_the_definitions_load_and_are_all_there() -> None:
                 dg.AssetKey("offsite_retention"): [], dg.AssetKey("health_report"): []}  # fmt: skip
     assert sorted(job.name for job in repository.get_all_jobs()) == [
         "__ASSET_JOB", "base_backup_job", "configuration_job", "follow_repository",
-        "full_backup_job", "health_report_job", "incremental_backup_job", "offsite_retention_job",
-        "offsite_restore_test", "offsite_verification", "point_in_time_test_job",
+        "full_backup_job", "health_report_job", "incremental_backup_job", "offsite_restore_test", "offsite_retention_job",
+        "offsite_verification", "point_in_time_test_job",
         "pre_deployment_backup", "restore_application", "restore_database",
         "restore_point_in_time", "retention_job", "verify_all_backups",
     ]  # fmt: skip
