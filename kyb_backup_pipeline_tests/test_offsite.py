@@ -277,6 +277,26 @@ def test_what_a_cut_push_left_goes_after_a_day(folder: Machine, disk: Disk) -> N
     assert folder.verify(deep=True).verdict == "passed"
 
 
+def test_what_was_read_and_found_bad_is_not_made_good_by_a_look_at_names(folder: Machine) -> None:
+    folder.backup()
+    folder.push()
+
+    def verdict() -> str | None:
+        with opened(folder.settings, "offsite", utc_now()) as place:
+            return place.view.copies["full_1"].verdict
+
+    assert folder.verify().verdict == "passed"
+    with opened(folder.settings, "offsite", utc_now()) as place:
+        known = place.view.copies["full_1"]
+        bad = {"deep": True, "verdict": "failed", "summary": "a table is not as it was"}
+        place.saw({"full_1": known.model_copy(update=bad)})
+    assert folder.verify().verdict == "passed"
+    assert verdict() == "failed"
+    folder.push(again=True)
+    assert folder.verify().verdict == "passed"
+    assert verdict() == "passed"
+
+
 def test_each_object_is_locked_as_it_is_written_and_a_locked_copy_is_skipped(
     machine: Machine, s3: S3Server, bucket: Bucket
 ) -> None:
