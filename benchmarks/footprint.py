@@ -16,7 +16,8 @@ from kyb_backup_pipeline.engine.manifest import (
     parse_manifest,
     write_json,
 )
-from kyb_backup_pipeline.engine.store import Repository, checksum_line
+from kyb_backup_pipeline.engine.staging import checksum_line
+from kyb_backup_pipeline.engine.store import Repository
 
 _SMALL = 100 << 20
 _PEAK_LIMIT = 150.0

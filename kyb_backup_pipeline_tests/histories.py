@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.holds import Hold
 from kyb_backup_pipeline.engine.inventory import Inventory, segments_of
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.retention import Plan, plan_retention
 from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.standing import Standing
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.wal import History
 from kyb_backup_pipeline.sandbox.invented import Stretch, listed, manifest_of, with_wal
 

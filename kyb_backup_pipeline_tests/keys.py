@@ -5,10 +5,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.dump import checksum_of_files
 from kyb_backup_pipeline.engine.encryption import KeyPair, new_key_pair
 from kyb_backup_pipeline.engine.manifest import MANIFEST, MANIFEST_CHECKSUM, BackupFile, utc_now
-from kyb_backup_pipeline.engine.store import Backup, checksum_line
+from kyb_backup_pipeline.engine.staging import checksum_line
 
 PASSPHRASE = "correct horse battery staple"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kyb_backup_pipeline.engine import config
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.encryption import new_key_pair
 from kyb_backup_pipeline.engine.file_backup import (
     take_application_backup,
@@ -24,7 +25,7 @@ from kyb_backup_pipeline.engine.file_backup import (
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.swap import REPLACED, UNDONE
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.sandbox.cluster import free_port

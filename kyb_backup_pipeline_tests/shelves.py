@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from kyb_backup_pipeline.engine.backup import FOLDERS, Backup
 from kyb_backup_pipeline.engine.manifest import Kind, Proof, Verdict, utc_now
 from kyb_backup_pipeline.engine.prune import PruneWish, look, prune
 from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.retention import Plan
 from kyb_backup_pipeline.engine.settings import RetentionSettings, Settings
-from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.sandbox.invented import (
     manifest_of,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError, RestoreFailed
 from kyb_backup_pipeline.engine.file_preview import preview
 from kyb_backup_pipeline.engine.file_repair import repair_all
@@ -22,7 +23,6 @@ from kyb_backup_pipeline.engine.file_unpacking import Options, Restored, restore
 from kyb_backup_pipeline.engine.manifest import Proof, Verdict, utc_now
 from kyb_backup_pipeline.engine.member import ArchiveDamaged, Member
 from kyb_backup_pipeline.engine.standing import Standing, standing
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.swap import Work, undo, unfinished
 from kyb_backup_pipeline_tests.platforms import Platform, answer, answering
 from kyb_backup_pipeline_tests.running import Cli, wait_until

@@ -22,12 +22,13 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from kyb_backup_pipeline.engine.archive_reader import read_tar
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.encryption import NoKeys, new_key_pair, public_keys
 from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace, Refused
 from kyb_backup_pipeline.engine.file_unpacking import Options, restore_into
 from kyb_backup_pipeline.engine.manifest import MANIFEST, MANIFEST_CHECKSUM, utc_now
 from kyb_backup_pipeline.engine.member import ArchiveDamaged
-from kyb_backup_pipeline.engine.store import Backup, checksum_line
+from kyb_backup_pipeline.engine.staging import checksum_line
 from kyb_backup_pipeline_tests.platforms import PASSPHRASE, SECRET, Platform, gpg_home
 from kyb_backup_pipeline_tests.running import Cli, children_of, none_alive, wait_until
 

@@ -16,7 +16,8 @@ from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import MANIFEST, MANIFEST_CHECKSUM, utc_now
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Repository, checksum_line
+from kyb_backup_pipeline.engine.staging import checksum_line
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import execute, settings_file
 from kyb_backup_pipeline_tests.mail_server import mail_server

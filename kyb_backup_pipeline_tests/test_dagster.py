@@ -32,6 +32,7 @@ from kyb_backup_pipeline.defs.partitions import FULL as FAMILY
 from kyb_backup_pipeline.defs.proof_view import proof_checks
 from kyb_backup_pipeline.defs.resources import EngineResource
 from kyb_backup_pipeline.defs.sensors import Cursor
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
@@ -48,7 +49,7 @@ from kyb_backup_pipeline.engine.records import ProofRecords
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.settings import ScheduleSettings, Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import execute, settings_file, settings_for

@@ -10,6 +10,7 @@ import pytest
 from kyb_backup_pipeline.definitions import defs
 from kyb_backup_pipeline.defs.partitions import APPLICATION, CONFIGURATION
 from kyb_backup_pipeline.defs.resources import EngineResource
+from kyb_backup_pipeline.engine.removal import remove
 from kyb_backup_pipeline_tests.platforms import PASSPHRASE, SECRET, Platform
 from kyb_backup_pipeline_tests.test_dagster import (
     failure,
@@ -130,7 +131,7 @@ def test_what_the_command_line_made_appears_and_what_it_pruned_leaves(
     for key, backup in ((_STATE, state), (_STATE_PROOF, state), (_ARCHIVE, archive),
                         (_ARCHIVE_PROOF, archive)):  # fmt: skip
         assert green(instance, key, backup.backup_id), key
-    platform.repository.remove(state)
+    remove(state)
     tick(instance, engine)
     assert APPLICATION.listed(instance) == set()
     assert CONFIGURATION.listed(instance) == {archive.backup_id}

@@ -11,6 +11,7 @@ import pytest
 from kyb_backup_pipeline.definitions import defs
 from kyb_backup_pipeline.defs.recovery import AtWork
 from kyb_backup_pipeline.defs.resources import EngineResource
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.cluster_journal import ClusterJournals
 from kyb_backup_pipeline.engine.cluster_restore import STEPS as CLUSTER_STEPS
 from kyb_backup_pipeline.engine.database_restore import STEPS
@@ -24,7 +25,6 @@ from kyb_backup_pipeline.engine.recovery_journal import Journals
 from kyb_backup_pipeline.engine.replaced import drop_replaced, replaced_databases
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline_tests.conftest import execute, settings_file
 from kyb_backup_pipeline_tests.plants import Plant, moment_of, plant_in
 from kyb_backup_pipeline_tests.platforms import Platform

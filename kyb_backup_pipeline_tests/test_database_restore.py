@@ -26,6 +26,7 @@ from backports import zstd
 from psycopg import sql
 
 from kyb_backup_pipeline.engine import config, process
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.database_restore import STEPS, DatabaseRestore
 from kyb_backup_pipeline.engine.database_settle import repair_database
 from kyb_backup_pipeline.engine.errors import (
@@ -53,8 +54,9 @@ from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_outlook import Wish, look_ahead
 from kyb_backup_pipeline.engine.rollback import roll_back
 from kyb_backup_pipeline.engine.settings import Settings
+from kyb_backup_pipeline.engine.staging import checksum_line
 from kyb_backup_pipeline.engine.stepped import recorded_step
-from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import execute, settings_for
 from kyb_backup_pipeline_tests.running import Cli, Run, children_of, none_alive, wait_until

@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 
 from kyb_backup_pipeline.engine import config
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.doctor import examine
 from kyb_backup_pipeline.engine.encryption import NoKeys, new_key_pair
 from kyb_backup_pipeline.engine.errors import (
@@ -29,7 +30,7 @@ from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.restore_outlook import Wish, look_ahead
 from kyb_backup_pipeline.engine.restore_source import source_of
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.sandbox.cluster import Cluster
 from kyb_backup_pipeline_tests.conftest import (

@@ -19,6 +19,7 @@ import pytest
 
 from kyb_backup_pipeline.engine import renames, swap
 from kyb_backup_pipeline.engine.archive import Written
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError, Locked, Refused, RestoreFailed
 from kyb_backup_pipeline.engine.file_preview import preview
 from kyb_backup_pipeline.engine.file_repair import repair_all
@@ -27,7 +28,6 @@ from kyb_backup_pipeline.engine.file_unpacking import Options, Restored, restore
 from kyb_backup_pipeline.engine.manifest import Archive, Manifest, utc_now
 from kyb_backup_pipeline.engine.sealed import sealing
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline_tests.platforms import Platform, answer, answering
 from kyb_backup_pipeline_tests.running import Cli, Run, wait_until
 

@@ -13,6 +13,7 @@ import pytest
 
 from kyb_backup_pipeline.engine import config
 from kyb_backup_pipeline.engine.attempts import Attempt, Attempts
+from kyb_backup_pipeline.engine.backup import Leftover
 from kyb_backup_pipeline.engine.errors import BackupFailed, DatabaseUnreachable
 from kyb_backup_pipeline.engine.figures import Surroundings
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
@@ -22,7 +23,7 @@ from kyb_backup_pipeline.engine.prune_records import PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Leftover, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.survey import Fact, ProofFact, Survey
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline_tests.running import Cli

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.file_restore import restore_in_place
 from kyb_backup_pipeline.engine.file_unpacking import Options, restore_into
 from kyb_backup_pipeline.engine.manifest import utc_now
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline_tests.platforms import PASSPHRASE, Platform, gpg_home
 from kyb_backup_pipeline_tests.running import Cli
 

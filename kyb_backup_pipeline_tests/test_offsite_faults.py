@@ -26,6 +26,7 @@ from kyb_backup_pipeline.engine.offsite_target import (
     TargetUnreachable,
 )
 from kyb_backup_pipeline.engine.offsite_view import Views
+from kyb_backup_pipeline.engine.removal import remove
 from kyb_backup_pipeline_tests.breaking_proxy import (
     Answer,
     Cut,
@@ -507,7 +508,7 @@ def test_a_backup_that_is_pushed_is_not_deleted_meanwhile(machine: Machine, prox
     try:
         assert reached.wait(30)
         with pytest.raises(KybError, match="is being read"):
-            machine.repository.remove(machine.repository.find("full_1"))
+            remove(machine.repository.find("full_1"))
     finally:
         go_on.set()
         pushing.join()

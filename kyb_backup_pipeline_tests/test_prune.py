@@ -20,6 +20,7 @@ from kyb_backup_pipeline.engine.holds import Hold, Holds
 from kyb_backup_pipeline.engine.manifest import MANIFEST, utc_now
 from kyb_backup_pipeline.engine.prune import PruneWish, look
 from kyb_backup_pipeline.engine.prune_records import KEPT, PruneRecord, PruneRecords
+from kyb_backup_pipeline.engine.removal import remove
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.sandbox.invented import names
@@ -296,7 +297,7 @@ def test_of_two_at_once_the_second_is_told(shelf: Shelf, cli: Cli) -> None:
 
 def test_a_reader_that_comes_too_late_is_told_that_it_is_gone(shelf: Shelf) -> None:
     backup = shelf.put("full", "f", 1)
-    shelf.repository.remove(backup)
+    remove(backup)
     with pytest.raises(NotFound, match="'f' was deleted"):
         with shelf.repository.reading(backup):
             pass

@@ -11,13 +11,13 @@ from datetime import datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.holds import Hold
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.manifest import Wal
 from kyb_backup_pipeline.engine.retention import Plan, plan_retention
 from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.standing import Standing
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.wal import History, parse_lsn
 from kyb_backup_pipeline.sandbox.invented import MB, names
 from kyb_backup_pipeline_tests.histories import (

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kyb_backup_pipeline.engine import config
+from kyb_backup_pipeline.engine.backup import FOLDERS
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.figures import KINDS
 from kyb_backup_pipeline.engine.health import look_at
@@ -21,7 +22,7 @@ from kyb_backup_pipeline.engine.report import as_document, make_report
 from kyb_backup_pipeline.engine.report_page import html_page
 from kyb_backup_pipeline.engine.retention import plan_retention
 from kyb_backup_pipeline.engine.settings import RetentionSettings, Settings
-from kyb_backup_pipeline.engine.store import FOLDERS, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.survey import Survey
 from kyb_backup_pipeline.engine.wal import History, parse_lsn
 from kyb_backup_pipeline.sandbox.invented import MB, listed, manifest_of, names, publish

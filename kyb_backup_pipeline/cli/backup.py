@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import Manifest, utc_now
 from kyb_backup_pipeline.engine.request import Request
-from kyb_backup_pipeline.engine.store import Backup
 
 if TYPE_CHECKING:
     from kyb_backup_pipeline.engine.settings import Settings

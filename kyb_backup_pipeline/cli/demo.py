@@ -11,6 +11,7 @@ import click
 from kyb_backup_pipeline.cli.session import sandbox_folder, size
 from kyb_backup_pipeline.cli.story import write_story_to
 from kyb_backup_pipeline.engine import config, process
+from kyb_backup_pipeline.engine.backup import new_id
 from kyb_backup_pipeline.engine.errors import ProofFailed
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.offsite_view import views_of
@@ -19,7 +20,7 @@ from kyb_backup_pipeline.engine.recovery_journal import Journal
 from kyb_backup_pipeline.engine.report import make_report
 from kyb_backup_pipeline.engine.report_page import keep_report
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Repository, new_id
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.survey import Survey
 from kyb_backup_pipeline.sandbox.place import DATABASE, Place, find_place
 from kyb_backup_pipeline.sandbox.services import (

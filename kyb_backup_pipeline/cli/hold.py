@@ -5,10 +5,11 @@ import json
 import click
 
 from kyb_backup_pipeline.cli.session import Session, with_session
+from kyb_backup_pipeline.engine.backup import valid_id
 from kyb_backup_pipeline.engine.errors import InvalidRequest
 from kyb_backup_pipeline.engine.holds import Hold, Holds, caller, parse_until
 from kyb_backup_pipeline.engine.manifest import utc_now
-from kyb_backup_pipeline.engine.store import Repository, valid_id
+from kyb_backup_pipeline.engine.store import Repository
 
 
 @click.command(

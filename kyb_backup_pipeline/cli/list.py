@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.engine.backup import FOLDERS, Backup
 from kyb_backup_pipeline.engine.printable import printable
 from kyb_backup_pipeline.engine.recovery_plan import coverages
-from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import ranges
 
 if TYPE_CHECKING:

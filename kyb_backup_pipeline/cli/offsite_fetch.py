@@ -7,9 +7,10 @@ import click
 
 from kyb_backup_pipeline.cli.offsite_places import target_option
 from kyb_backup_pipeline.cli.session import Session, with_session
+from kyb_backup_pipeline.engine.backup import FOLDERS
 from kyb_backup_pipeline.engine.errors import InvalidRequest
 from kyb_backup_pipeline.engine.manifest import utc_now
-from kyb_backup_pipeline.engine.store import FOLDERS, Repository
+from kyb_backup_pipeline.engine.store import Repository
 
 
 @click.command(

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kyb_backup_pipeline.cli.session import size
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.manifest import Kind, utc_now
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 
 if TYPE_CHECKING:
     from kyb_backup_pipeline.engine.settings import Settings

@@ -8,9 +8,10 @@ import click
 
 from kyb_backup_pipeline.cli.offsite_places import each, target_option, told
 from kyb_backup_pipeline.cli.session import Session, say, size, with_session
+from kyb_backup_pipeline.engine.backup import FOLDERS, Backup
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError
 from kyb_backup_pipeline.engine.manifest import utc_now
-from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 
 if TYPE_CHECKING:
     from kyb_backup_pipeline.engine.offsite_opening import Place

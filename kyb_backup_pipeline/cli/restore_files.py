@@ -11,6 +11,7 @@ import click
 
 from kyb_backup_pipeline.cli.offsite_places import chosen_backup, copies_to_choose, from_option
 from kyb_backup_pipeline.cli.session import Session, with_session
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.errors import InvalidRequest, NotFound, Refused
 from kyb_backup_pipeline.engine.file_backup import configuration_root
 from kyb_backup_pipeline.engine.file_preview import Preview, preview
@@ -18,7 +19,7 @@ from kyb_backup_pipeline.engine.file_restore import restore_in_place
 from kyb_backup_pipeline.engine.file_source import describe
 from kyb_backup_pipeline.engine.file_unpacking import Options, Restored, restore_into
 from kyb_backup_pipeline.engine.manifest import Kind, utc_now
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.tree import shown
 
 _SHOWN = 20

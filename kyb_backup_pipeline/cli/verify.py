@@ -7,9 +7,10 @@ import click
 
 from kyb_backup_pipeline.cli.session import Session, with_session
 from kyb_backup_pipeline.cli.show import show_proof
+from kyb_backup_pipeline.engine.backup import FOLDERS, Backup
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, InvalidRequest, ProofFailed
 from kyb_backup_pipeline.engine.manifest import MANIFEST, Proof, utc_now
-from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import dagster as dg
 
 from kyb_backup_pipeline.defs.card import bullets
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.manifest import Kind, Manifest, Wal
 from kyb_backup_pipeline.engine.recovery_plan import coverages
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import ranges
 
 FILE_KINDS: tuple[Kind, ...] = ("application_state", "configuration")

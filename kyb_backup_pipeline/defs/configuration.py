@@ -19,9 +19,10 @@ from kyb_backup_pipeline.defs.resources import (
     schedule_settings,
 )
 from kyb_backup_pipeline.defs.verify_all import verify_partition
+from kyb_backup_pipeline.engine.backup import new_id
 from kyb_backup_pipeline.engine.file_backup import take_configuration_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
-from kyb_backup_pipeline.engine.store import Repository, new_id
+from kyb_backup_pipeline.engine.store import Repository
 
 _OWNERS = ["team:platform"]
 _SCHEDULES = schedule_settings()

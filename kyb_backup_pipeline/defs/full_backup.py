@@ -24,10 +24,11 @@ from kyb_backup_pipeline.defs.resources import (
     schedule_settings,
 )
 from kyb_backup_pipeline.defs.verify_all import verify_partition
+from kyb_backup_pipeline.engine.backup import new_id
 from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.restore_drill import drill_full_backup
-from kyb_backup_pipeline.engine.store import Repository, new_id
+from kyb_backup_pipeline.engine.store import Repository
 
 _log = logging.getLogger(__name__)
 

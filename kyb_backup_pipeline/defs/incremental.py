@@ -27,13 +27,14 @@ from kyb_backup_pipeline.defs.resources import (
     schedule_settings,
 )
 from kyb_backup_pipeline.defs.verify_all import verify_partition
+from kyb_backup_pipeline.engine.backup import new_id
 from kyb_backup_pipeline.engine.base_backup import take_base_backup
 from kyb_backup_pipeline.engine.incremental import take_incremental_backup
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_drill import drill_point_in_time
 from kyb_backup_pipeline.engine.recovery_plan import Moment, coverages
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Repository, new_id
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import parse_lsn
 
 _OWNERS = ["team:platform"]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from kyb_backup_pipeline.engine.backup import valid_id
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.request import Request
-from kyb_backup_pipeline.engine.store import valid_id
 
 
 @dataclass(frozen=True)

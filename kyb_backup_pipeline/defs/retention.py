@@ -14,12 +14,13 @@ import dagster as dg
 from kyb_backup_pipeline.defs.card import table
 from kyb_backup_pipeline.defs.proof_view import engine_errors
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
+from kyb_backup_pipeline.engine.backup import FOLDERS
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.printable import markdown_text
 from kyb_backup_pipeline.engine.prune import PruneWish, prune, wal_lines
 from kyb_backup_pipeline.engine.prune_records import PruneRecord
 from kyb_backup_pipeline.engine.retention import Plan
-from kyb_backup_pipeline.engine.store import FOLDERS, Repository
+from kyb_backup_pipeline.engine.store import Repository
 
 _SCHEDULES = schedule_settings()
 _TAGS = {"backup": "retention"}

@@ -39,11 +39,12 @@ from kyb_backup_pipeline.defs.reporting import (
     versions_of,
 )
 from kyb_backup_pipeline.defs.resources import EngineResource
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.errors import NotFound
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.offsite_view import SeenCopy, View, views_of
 from kyb_backup_pipeline.engine.records import proof_order
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 
 _log = logging.getLogger(__name__)
 

@@ -13,10 +13,11 @@ from kyb_backup_pipeline.defs.partitions import FAMILIES, Family
 from kyb_backup_pipeline.defs.proof_view import engine_errors, outcome
 from kyb_backup_pipeline.defs.reporting import Reported, report_proofs
 from kyb_backup_pipeline.defs.resources import EngineResource, schedule_settings
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.errors import KybError, Locked
 from kyb_backup_pipeline.engine.manifest import Proof, utc_now
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.verify import verify_backup
 
 _log = logging.getLogger(__name__)

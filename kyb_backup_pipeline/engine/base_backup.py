@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kyb_backup_pipeline import __version__
 from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.compression import BLOCK, compressor
 from kyb_backup_pipeline.engine.dump import checksum_of_files
 from kyb_backup_pipeline.engine.encryption import described, ending, seal
@@ -36,7 +37,8 @@ from kyb_backup_pipeline.engine.replication import Server, ensure_slot, read_ser
 from kyb_backup_pipeline.engine.request import Request, already_complete
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.sink import POLL, silent_child, writing
-from kyb_backup_pipeline.engine.store import Backup, Repository, Staging
+from kyb_backup_pipeline.engine.staging import Staging
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.stream import squeeze
 
 _log = logging.getLogger(__name__)

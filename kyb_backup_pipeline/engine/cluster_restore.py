@@ -27,6 +27,7 @@ from pathlib import Path
 import psycopg
 
 from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.cluster_journal import (
     ClusterJournal,
     ClusterJournals,
@@ -77,7 +78,7 @@ from kyb_backup_pipeline.engine.service import (
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
 from kyb_backup_pipeline.engine.stepped import Stepped
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 
 STEPS = ("check", "collect", "recover", "stop", "switch", "start", "health")
 BESIDE_STEPS = ("check", "recover")

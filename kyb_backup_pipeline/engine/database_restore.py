@@ -30,7 +30,7 @@ from datetime import datetime
 
 import psycopg
 
-from kyb_backup_pipeline.engine.comparison import compare
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.database_mark import mark, unmark
 from kyb_backup_pipeline.engine.database_settle import is_swapped, settle, settle_left
 from kyb_backup_pipeline.engine.database_swap import (
@@ -39,21 +39,18 @@ from kyb_backup_pipeline.engine.database_swap import (
     swap_databases,
 )
 from kyb_backup_pipeline.engine.errors import (
-    BackupFailed,
     CouldNotVerify,
     KybError,
     NotEnoughSpace,
     Refused,
     RestoreFailed,
 )
-from kyb_backup_pipeline.engine.evidence import take_evidence_parallel
 from kyb_backup_pipeline.engine.files import free_bytes
-from kyb_backup_pipeline.engine.full_backup import take_full_backup
 from kyb_backup_pipeline.engine.journal import Step
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.postgres import Programs, Target, client_programs, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
-from kyb_backup_pipeline.engine.quiet_session import has_tables, login_triggers, quiet
+from kyb_backup_pipeline.engine.quiet_session import has_tables, quiet
 from kyb_backup_pipeline.engine.recovery_journal import (
     Journal,
     Journals,
@@ -61,7 +58,6 @@ from kyb_backup_pipeline.engine.recovery_journal import (
     holding_lock,
     maintenance,
 )
-from kyb_backup_pipeline.engine.request import SAFETY_PREFIX, Request
 from kyb_backup_pipeline.engine.restore import (
     apply_database_settings,
     check_requirements,
@@ -88,6 +84,8 @@ from kyb_backup_pipeline.engine.restore_source import (
     origin_of,
     source_of,
 )
+from kyb_backup_pipeline.engine.restored_proof import prove_restored
+from kyb_backup_pipeline.engine.safety_backup import take_safety_backup
 from kyb_backup_pipeline.engine.service import (
     await_health,
     start_service,
@@ -97,9 +95,8 @@ from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.single_tables import keep_tables
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
 from kyb_backup_pipeline.engine.stepped import Stepped
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.subscriptions import subscriptions_of
-from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline.engine.verify_offsite import require_sound
 
 _log = logging.getLogger(__name__)
@@ -214,28 +211,10 @@ class DatabaseRestore(Stepped[Journal]):
         if not self.wish.safety_backup:
             step.detail = "not wanted"
             return
-        request = Request(
-            backup_id=Repository(self.settings.repository).free_id(
-                SAFETY_PREFIX, self.journal.began_at
-            ),
-            label=f"before restoring {self.backup.backup_id}",
-            run_id=self.wish.run_id,
-        )
-        try:
-            saved = take_full_backup(self.settings, request, now=utc_now(), report=self.report)
-            proof = verify_backup(
-                Repository(self.settings.repository), saved, settings=self.settings, now=utc_now(),
-                report=self.report,
-            )  # fmt: skip
-        except KybError as error:
-            raise BackupFailed(
-                f"what is there now could not be saved: {error.message}",
-                hint="nothing was changed; --without-safety-backup restores all the same",
-            ) from error
-        if proof.verdict != "passed":
-            raise BackupFailed(f"the safety backup {saved.backup_id} is bad: {proof.summary}",
-                               hint="nothing was changed")  # fmt: skip
-        self.journal.safety_backup = step.detail = saved.backup_id
+        self.journal.safety_backup = step.detail = take_safety_backup(
+            self.settings, self.backup.backup_id, began_at=self.journal.began_at,
+            run_id=self.wish.run_id, report=self.report,
+        )  # fmt: skip
 
     def _create(self, step: Step) -> None:
         origin = origin_of(self.source)
@@ -299,29 +278,11 @@ class DatabaseRestore(Stepped[Journal]):
             self._check_not_empty()
             step.detail = "restored; the backup has no evidence to compare with"
         else:
-            restored = take_evidence_parallel(
-                self._new, like=evidence, jobs=self.settings.recovery.jobs, report=self.report
-            )
-            result = compare(evidence, restored)
-            # roles belong to the whole server: those that existed were left as they are
-            bad = [f for f in result.differences if not f.object.startswith("role ")]
-            self.journal.notes += [
-                f"{f.object} {f.message}" for f in result.differences if f not in bad
-            ]
-            if bad:
-                more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-                hint = f"{self.target.dbname!r} was not touched; look at {self.journal.new_name!r}"
-                if login_triggers(self._new):
-                    hint += (
-                        "; it has event triggers on login, which fired in our sessions: GRANT SET ON "
-                        f"PARAMETER event_triggers TO {self.target.user}, or restore as a superuser"
-                    )
-                raise RestoreFailed(
-                    f"the restored database is not what the source held: {bad[0].object} "
-                    f"{bad[0].message}{more}",
-                    hint=hint,
-                )
-            step.detail = f"{result.rows} rows in {result.tables} tables equal the source's"
+            step.detail, notes = prove_restored(
+                self._new, evidence, jobs=self.settings.recovery.jobs, report=self.report,
+                untouched=self.target,
+            )  # fmt: skip
+            self.journal.notes += notes
         if self.wish.into is not None:
             self._keep_beside()
 

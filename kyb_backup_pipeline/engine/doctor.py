@@ -14,6 +14,7 @@ import psycopg
 
 from kyb_backup_pipeline.engine import process
 from kyb_backup_pipeline.engine.alert_check import alert_channels
+from kyb_backup_pipeline.engine.backup import FOLDERS
 from kyb_backup_pipeline.engine.checkup import Level, Line, archives
 from kyb_backup_pipeline.engine.database import Database, read_database
 from kyb_backup_pipeline.engine.errors import KybError
@@ -34,7 +35,7 @@ from kyb_backup_pipeline.engine.recovery_plan import coverages
 from kyb_backup_pipeline.engine.replication import Server, check_bound, read_server, read_slot
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.snapshot import list_tables
-from kyb_backup_pipeline.engine.store import FOLDERS, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import ranges
 from kyb_backup_pipeline.engine.wal_intake import NEW_BASE, archive_lines, archiver_says
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kyb_backup_pipeline.engine.attempts import Attempt
+from kyb_backup_pipeline.engine.backup import Leftover
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.offsite_view import View
 from kyb_backup_pipeline.engine.prune_records import PruneRecord
 from kyb_backup_pipeline.engine.recovery_plan import Coverage
 from kyb_backup_pipeline.engine.settings import HealthSettings
-from kyb_backup_pipeline.engine.store import Leftover
 from kyb_backup_pipeline.engine.survey import Fact, ProofName
 
 KINDS: tuple[Kind, ...] = ("full", "base", "incremental", "configuration", "application_state")

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from kyb_backup_pipeline import __version__
 from kyb_backup_pipeline.engine.archive import ArchiveWriter
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.encryption import SUFFIX, check_keys
 from kyb_backup_pipeline.engine.errors import BackupFailed, InvalidRequest, NotEnoughSpace
 from kyb_backup_pipeline.engine.files import free_bytes
@@ -40,7 +41,8 @@ from kyb_backup_pipeline.engine.request import Request, already_complete
 from kyb_backup_pipeline.engine.sealed import sealing
 from kyb_backup_pipeline.engine.sessions import read_sessions
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository, Staging
+from kyb_backup_pipeline.engine.staging import Staging
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.tree import EVERYTHING, Changed, Found, Selection, walk
 
 _log = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kyb_backup_pipeline.engine.archive_reader import Entry, MemberCheck
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.file_source import Destination, destination_of, reading_backup
 from kyb_backup_pipeline.engine.member import Member
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.tree import Selection, walk
 from kyb_backup_pipeline.engine.verify_archive import (
     check_members,

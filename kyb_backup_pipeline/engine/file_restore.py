@@ -20,6 +20,7 @@ import logging
 from contextlib import ExitStack
 from datetime import datetime
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.errors import BackupFailed, KybError, RestoreFailed
 from kyb_backup_pipeline.engine.extraction import Rules, Unpacked
 from kyb_backup_pipeline.engine.file_backup import (
@@ -45,7 +46,7 @@ from kyb_backup_pipeline.engine.request import SAFETY_PREFIX, Request
 from kyb_backup_pipeline.engine.service import start_service, stop_service
 from kyb_backup_pipeline.engine.settings import ApplicationSettings, Settings
 from kyb_backup_pipeline.engine.stepped import Stepped
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.swap import (
     REPLACED,
     Unit,

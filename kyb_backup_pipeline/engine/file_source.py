@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kyb_backup_pipeline.engine import legacy
 from kyb_backup_pipeline.engine.archive_reader import Entry, MemberCheck, read_tar
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.contents import opening
 from kyb_backup_pipeline.engine.errors import (
     CouldNotVerify,
@@ -33,7 +34,6 @@ from kyb_backup_pipeline.engine.manifest import Manifest
 from kyb_backup_pipeline.engine.member import Kind, Member
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.tree import EVERYTHING, Selection, shown, walk
 from kyb_backup_pipeline.engine.verify_archive import (
     DAMAGE,

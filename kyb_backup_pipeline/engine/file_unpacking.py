@@ -5,6 +5,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.errors import Refused, RestoreFailed
 from kyb_backup_pipeline.engine.extraction import Rules
 from kyb_backup_pipeline.engine.file_backup import LOGS
@@ -18,7 +19,7 @@ from kyb_backup_pipeline.engine.file_source import (
 from kyb_backup_pipeline.engine.files import flush_folder
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.swap import remove
 
 

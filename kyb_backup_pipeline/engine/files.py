@@ -2,9 +2,15 @@
 
 import errno
 import os
+import stat
 from pathlib import Path
 
-from kyb_backup_pipeline.engine.errors import KybError, NotEnoughSpace, SettingsInvalid
+from kyb_backup_pipeline.engine.errors import (
+    CouldNotVerify,
+    KybError,
+    NotEnoughSpace,
+    SettingsInvalid,
+)
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -66,3 +72,31 @@ def free_bytes(folder: Path) -> int:
         folder = folder.parent
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is one. Raises CouldNotVerify where this user may not know."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError as error:
+        raise closed(path.parent) from error
+
+
+def folders_in(place: Path) -> list[str]:
+    """The folders in a folder, in the order of their names; as strings, for there may be 10,000."""
+    try:
+        with os.scandir(place) as entries:
+            return sorted(entry.path for entry in entries if entry.is_dir())
+    except FileNotFoundError:
+        return []
+    except PermissionError as error:
+        raise closed(place) from error
+
+
+def closed(folder: Path) -> CouldNotVerify:
+    """The error for what this user may not read."""
+    return CouldNotVerify(
+        f"{folder} may not be read by this user", hint="run as the repository's owner"
+    )

@@ -7,13 +7,13 @@ same as long as it lasts; what keys begin with stands in ``health.STALE`` and ``
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
+from kyb_backup_pipeline.engine.backup import LEFTOVER_AGE
 from kyb_backup_pipeline.engine.figures import KindHealth, Space, Surroundings, named
 from kyb_backup_pipeline.engine.kept_too_long import kept_too_long
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.offsite_findings import off_site
 from kyb_backup_pipeline.engine.offsite_standing import standings_of
 from kyb_backup_pipeline.engine.settings import HealthSettings, ScheduleSettings, Settings
-from kyb_backup_pipeline.engine.store import LEFTOVER_AGE
 from kyb_backup_pipeline.engine.survey import Fact, ProofName
 from kyb_backup_pipeline.engine.suspicion import out_of_line
 from kyb_backup_pipeline.engine.timetable import last_due

@@ -25,6 +25,7 @@ from datetime import datetime
 import psycopg
 
 from kyb_backup_pipeline import __version__
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.catalog import read_objects
 from kyb_backup_pipeline.engine.database import Database, read_database, settings_sql
 from kyb_backup_pipeline.engine.dump import (
@@ -78,7 +79,8 @@ from kyb_backup_pipeline.engine.snapshot import (
     blocking_sessions,
     held_snapshot,
 )
-from kyb_backup_pipeline.engine.store import Backup, Repository, Staging
+from kyb_backup_pipeline.engine.staging import Staging
+from kyb_backup_pipeline.engine.store import Repository
 
 _log = logging.getLogger(__name__)
 

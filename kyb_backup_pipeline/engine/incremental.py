@@ -23,6 +23,7 @@ from datetime import datetime
 import psycopg
 
 from kyb_backup_pipeline import __version__
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.encryption import described
 from kyb_backup_pipeline.engine.errors import BackupFailed, NotEnoughSpace
 from kyb_backup_pipeline.engine.files import free_bytes
@@ -47,7 +48,8 @@ from kyb_backup_pipeline.engine.replication import (
 )
 from kyb_backup_pipeline.engine.request import Request, already_complete
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository, Staging
+from kyb_backup_pipeline.engine.staging import Staging
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import (
     History,
     format_lsn,

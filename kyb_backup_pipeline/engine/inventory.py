@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.errors import CouldNotVerify
 from kyb_backup_pipeline.engine.holds import Hold, Holds
 from kyb_backup_pipeline.engine.recovery_plan import read_history
 from kyb_backup_pipeline.engine.standing import Standing
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.survey import Survey
 from kyb_backup_pipeline.engine.wal import History
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.log_retention import plan_log, wal_of
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.retention import policies
 from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.standing import Standing
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.trouble import Severity, Trouble
 from kyb_backup_pipeline.engine.wal import History
 

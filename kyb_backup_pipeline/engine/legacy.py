@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from kyb_backup_pipeline.engine.manifest import Manifest, UnreadableManifest
+from kyb_backup_pipeline.engine.backup import ID
+from kyb_backup_pipeline.engine.manifest import MANIFEST, Kind, Manifest, UnreadableManifest
 
 METADATA = "metadata.json"
 ENCRYPTED = ".tar.gz.gpg"
@@ -31,6 +32,17 @@ class _Metadata(BaseModel):
     type: str
     version: str | None = None
     components: dict[str, bool] = {}
+
+
+def entries(kind: Kind, place: Path) -> list[Path]:
+    """Backups of files that they made, in the folder of a kind: folders of state, encrypted files."""
+    if kind == "application_state":
+        return [path.parent for path in place.glob(f"[!.]*/{METADATA}")
+                if not (path.parent / MANIFEST).exists()]  # fmt: skip
+    if kind == "configuration":
+        return [path for path in place.glob(f"[!.]*{ENCRYPTED}")
+                if ID.fullmatch(path.name.removesuffix(ENCRYPTED)) and path.is_file()]  # fmt: skip
+    return []
 
 
 def application_manifest(folder: Path) -> Manifest | None:

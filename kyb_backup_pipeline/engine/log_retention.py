@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.manifest import Wal
 from kyb_backup_pipeline.engine.recovery_plan import in_log_order
 from kyb_backup_pipeline.engine.retention_rules import Decision, WalDecision, by_age, newest_of
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.wal import Segment, parse_lsn
 
 

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.backup_files import FolderFiles
 from kyb_backup_pipeline.engine.compression import BLOCK
 from kyb_backup_pipeline.engine.contents import IN_MEMORY, Content, reading_blocks
@@ -36,7 +37,6 @@ from kyb_backup_pipeline.engine.offsite_reading import fetching, read_part
 from kyb_backup_pipeline.engine.offsite_target import Target, chosen
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.settings import EncryptionSettings, Settings
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.throwaway import private_folder, sweep
 
 _log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.encryption import check_opening
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, NotEnoughSpace, Refused
 from kyb_backup_pipeline.engine.files import (
@@ -35,7 +36,7 @@ from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged, fetching
 from kyb_backup_pipeline.engine.offsite_target import Target
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import parse_lsn
 from kyb_backup_pipeline.engine.wal_store import WalConflict, named
 

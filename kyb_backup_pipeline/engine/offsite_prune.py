@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from kyb_backup_pipeline.engine.backup import FOLDERS, LEFTOVER_AGE, Backup
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, KybError, Refused
 from kyb_backup_pipeline.engine.holds import Holds
 from kyb_backup_pipeline.engine.inventory import Inventory, segments_of
@@ -36,7 +37,7 @@ from kyb_backup_pipeline.engine.retention import plan_retention
 from kyb_backup_pipeline.engine.retention_rules import Decision
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.standing import standing
-from kyb_backup_pipeline.engine.store import FOLDERS, LEFTOVER_AGE, Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import History
 
 _log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.collecting import without_collecting
 from kyb_backup_pipeline.engine.errors import KybError, Locked, NotFound, Refused
 from kyb_backup_pipeline.engine.holds import Holds, caller
@@ -23,11 +24,12 @@ from kyb_backup_pipeline.engine.log_retention import wal_of
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.prune_records import Gone, PruneRecord, PruneRecords
 from kyb_backup_pipeline.engine.recovery_plan import in_log_order
+from kyb_backup_pipeline.engine.removal import remove, sweep_deleted
 from kyb_backup_pipeline.engine.retention import Plan, plan_retention
 from kyb_backup_pipeline.engine.retention_rules import Decision, WalDecision
 from kyb_backup_pipeline.engine.second_look import CHAINED, SecondLook
 from kyb_backup_pipeline.engine.settings import RetentionSettings
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ def prune(
             settings=settings.model_dump(),
         )
         with _recorded(repository, record) as recorder:
-            repository.sweep_deleted()
+            sweep_deleted(repository)
             inventory = read_inventory(repository)
             plan = plan_retention(inventory, settings, now)
             check_clock(plan, despite=wish.despite_clock)
@@ -218,7 +220,7 @@ def _remove(work: _Work, decision: Decision) -> bool:
     gone = _gone(decision)
     backup = decision.backup
     try:
-        work.repository.remove(backup, lambda: work.again.at(backup))
+        remove(backup, lambda: work.again.at(backup))
     except (Locked, Refused) as error:
         work.recorder.skipped(gone, error.message)
         return False

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.base_archive import own_segments
 from kyb_backup_pipeline.engine.errors import (
     CouldNotVerify,
@@ -24,7 +25,7 @@ from kyb_backup_pipeline.engine.errors import (
     Refused,
 )
 from kyb_backup_pipeline.engine.manifest import Manifest
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import (
     History,
     format_lsn,

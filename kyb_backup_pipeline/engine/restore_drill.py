@@ -13,6 +13,7 @@ from datetime import datetime
 
 import psycopg
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.comparison import compare
 from kyb_backup_pipeline.engine.course import Course
 from kyb_backup_pipeline.engine.database import read_database, settings_sql
@@ -55,7 +56,7 @@ from kyb_backup_pipeline.engine.restore_source import (
 )
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.smoke import ask_smoke_queries
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.throwaway import Cluster, throwaway_cluster
 from kyb_backup_pipeline.engine.verify import (
     examine_file,

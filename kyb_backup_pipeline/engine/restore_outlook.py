@@ -15,6 +15,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.database_mark import oid_of_restoring
 from kyb_backup_pipeline.engine.database_swap import database_oid
 from kyb_backup_pipeline.engine.encryption import check_own
@@ -40,7 +41,6 @@ from kyb_backup_pipeline.engine.restore_source import (
 )
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.sql_script import statements
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.subscriptions import forget_subscriptions
 
 _ROOM_FACTOR = 1.2

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.backup_files import Files
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream
 from kyb_backup_pipeline.engine.contents import DAMAGED
@@ -16,7 +17,6 @@ from kyb_backup_pipeline.engine.errors import RestoreFailed
 from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE, Evidence, parse_evidence
 from kyb_backup_pipeline.engine.manifest import Manifest, Requirements
 from kyb_backup_pipeline.engine.settings import EncryptionSettings
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.verify import dump_file
 
 

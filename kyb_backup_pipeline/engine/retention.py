@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.log_retention import plan_log, since
 from kyb_backup_pipeline.engine.manifest import Kind
@@ -29,7 +30,6 @@ from kyb_backup_pipeline.engine.retention_rules import (
     plan_alone,
 )
 from kyb_backup_pipeline.engine.settings import RetentionSettings
-from kyb_backup_pipeline.engine.store import Backup
 
 _AGED: tuple[Kind, ...] = ("full", "base", "configuration")
 """Kinds that go by age; increments go with their bases, application states by deployments."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX
 from kyb_backup_pipeline.engine.settings import RetentionSettings
-from kyb_backup_pipeline.engine.store import Backup
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,14 @@ proved; of chains every base backup that stays.
 
 from collections.abc import Sequence
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.errors import Refused
 from kyb_backup_pipeline.engine.inventory import Inventory
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.retention import Plan
 from kyb_backup_pipeline.engine.retention_rules import newest_of
 from kyb_backup_pipeline.engine.standing import standing
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.survey import read_slim
 
 CHAINED: tuple[Kind, ...] = ("base", "incremental")

@@ -11,22 +11,27 @@ is read without writing anything. Newest means by the manifest's time, never by 
 
 import contextlib
 import fcntl
-import hashlib
 import logging
 import os
-import re
 import shutil
-import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 from kyb_backup_pipeline.engine import legacy
 from kyb_backup_pipeline.engine.attempts import Attempts
-from kyb_backup_pipeline.engine.backup_files import Files, FolderFiles
+from kyb_backup_pipeline.engine.backup import (
+    FOLDERS,
+    ID,
+    LEFTOVER_AGE,
+    PARTIAL,
+    WAL_FOLDER,
+    Backup,
+    Leftover,
+    new_id,
+    valid_id,
+)
 from kyb_backup_pipeline.engine.errors import (
-    CouldNotVerify,
     InvalidRequest,
     KybError,
     Locked,
@@ -34,130 +39,32 @@ from kyb_backup_pipeline.engine.errors import (
 )
 from kyb_backup_pipeline.engine.files import (
     NO_SPACE,
-    flush_folder,
+    closed,
+    folders_in,
+    is_folder,
     no_space,
     not_writable,
     read_whole,
-    write_durably,
 )
 from kyb_backup_pipeline.engine.locks import exclusive, held, holder_of
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
-    MANIFEST_CHECKSUM,
-    BackupFile,
     Kind,
     Manifest,
     UnreadableManifest,
     parse_manifest,
     utc_now,
-    write_json,
 )
 from kyb_backup_pipeline.engine.records import ProofRecords
+from kyb_backup_pipeline.engine.staging import Staging
 from kyb_backup_pipeline.engine.wal_store import WalStore
 
 _log = logging.getLogger(__name__)
 
-FOLDERS: Mapping[Kind, str] = {
-    "full": "database/full",
-    "base": "database/incremental",
-    "incremental": "database/incremental",
-    "application_state": "application/state",
-    "configuration": "application/config",
-}
 _PROOFS = "database/verification"
 _LOCKS = ".locks"
 _LAYOUT = (*dict.fromkeys(FOLDERS.values()), _PROOFS, "application/logs", "monitoring/metrics",
            "monitoring/alerts", "monitoring/retention", "holds", _LOCKS)  # fmt: skip
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_PARTIAL = ".partial"
-_DELETED = f"~deleted{_PARTIAL}"
-"""No id has a ``~``: this is never where somebody writes."""
-_WAL = "wal"
-LEFTOVER_AGE = timedelta(hours=24)
-
-
-def valid_id(backup_id: str) -> str:
-    """Return ``backup_id`` if it may name a folder. Raises InvalidRequest before any path is built."""
-    if not _ID.fullmatch(backup_id) or backup_id.endswith(_PARTIAL) or backup_id == _WAL:
-        raise InvalidRequest(
-            f"{backup_id!r} is not a valid backup id",
-            hint="letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit",
-        )
-    return backup_id
-
-
-def new_id(prefix: str, now: datetime) -> str:
-    """The id of a backup taken at ``now`` (aware, UTC), such as ``backup_20260131_020000``."""
-    return f"{prefix}_{now:%Y%m%d_%H%M%S}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backup:
-    """One listed folder. ``manifest`` is None where it is damaged; ``problem`` then says how.
-
-    Of a configuration archive of the old scripts ``folder`` is the encrypted file itself.
-    """
-
-    backup_id: str
-    kind: Kind
-    folder: Path
-    manifest: Manifest | None
-    problem: str | None = None
-
-    @property
-    def files(self) -> Files:
-        """Where its files lie."""
-        return FolderFiles(self.folder)
-
-    @property
-    def place(self) -> str | None:
-        """The off-site place that it is read from; None at home."""
-        return None
-
-    def require_manifest(self) -> Manifest:
-        """The manifest. Raises UnreadableManifest if it is damaged."""
-        if self.manifest is None:
-            raise UnreadableManifest(self.problem or f"{self.folder / MANIFEST} cannot be read")
-        return self.manifest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leftover:
-    """A folder that is not a backup: what a killed run left, or one that lost its manifest."""
-
-    folder: Path
-    partial: bool
-    modified: datetime
-
-
-class Staging:
-    """The folder that a backup is written into before it is published."""
-
-    def __init__(self, backup_id: str, folder: Path, final: Path) -> None:
-        self.backup_id = backup_id
-        self.folder = folder
-        self.final = final
-        self.published = False
-
-    def write(self, name: str, content: bytes) -> BackupFile:
-        """Write one small file, durably, and describe it."""
-        write_durably(self.folder / name, content)
-        digest = hashlib.sha256(content).hexdigest()
-        return BackupFile(path=name, size=len(content), sha256=digest)
-
-    def publish(self, manifest: Manifest) -> None:
-        """Make the folder a backup: checksum, manifest, rename, each flushed before the next."""
-        content = write_json(manifest)
-        write_durably(self.folder / MANIFEST_CHECKSUM, checksum_line(content))
-        self.publish_bytes(content)
-
-    def publish_bytes(self, content: bytes) -> None:
-        """Make a folder that has all other files a backup, with a manifest that was made before."""
-        write_durably(self.folder / MANIFEST, content)
-        flush_folder(self.folder)
-        os.rename(self.folder, self.final)
-        self.published = True
-        flush_folder(self.final.parent)
 
 
 class Repository:
@@ -183,13 +90,13 @@ class Repository:
         One that only the old scripts wrote need not have every folder.
         """
         wanted = (*dict.fromkeys(FOLDERS.values()), _PROOFS)
-        missing = [self.root / place for place in wanted if not _is_folder(self.root / place)]
+        missing = [self.root / place for place in wanted if not is_folder(self.root / place)]
         if len(missing) == len(wanted):
             raise NotFound(
                 f"there is no repository at {self.root}",
                 hint="is it mounted? BACKUP_DIR (or repository) names it",
             )
-        if missing and _is_folder(self.root / _LOCKS):
+        if missing and is_folder(self.root / _LOCKS):
             raise NotFound(
                 f"{missing[0]} is missing: this is not the whole repository",
                 hint="is everything mounted? If it is gone for good, make an empty folder",
@@ -208,9 +115,10 @@ class Repository:
                 found = {
                     entry.name
                     for entry in entries
-                    if _ID.fullmatch(entry.name) and os.path.exists(f"{entry.path}/{MANIFEST}")
+                    if ID.fullmatch(entry.name) and os.path.exists(f"{entry.path}/{MANIFEST}")
                 } | {
-                    path.name.removesuffix(legacy.ENCRYPTED) for path in self._legacy_entries(kind)
+                    path.name.removesuffix(legacy.ENCRYPTED)
+                    for path in legacy.entries(kind, self.folder(kind))
                 }
         except FileNotFoundError:
             raise NotFound(f"there is no repository at {self.root}") from None
@@ -242,12 +150,12 @@ class Repository:
         valid_id(backup_id)
         for kind, place in FOLDERS.items():
             folder = self.root / place / backup_id
-            if kind == "configuration" and not _is_folder(folder):
+            if kind == "configuration" and not is_folder(folder):
                 folder = folder.with_name(backup_id + legacy.ENCRYPTED)
                 if folder.is_file() and (backup := self.read(kind, folder)):
                     return backup
                 continue
-            if _is_folder(folder):
+            if is_folder(folder):
                 backup = self.read(kind, folder)
                 return backup or Backup(
                     backup_id=backup_id,
@@ -280,11 +188,11 @@ class Repository:
         """Folders that are no backups: partial ones, and those without a manifest."""
         found = []
         for place in dict.fromkeys(FOLDERS.values()):
-            for path in _folders(self.root / place):
+            for path in folders_in(self.root / place):
                 name = os.path.basename(path)
-                if name == _WAL:
+                if name == WAL_FOLDER:
                     continue
-                partial = name.startswith(".") and name.endswith(_PARTIAL)
+                partial = name.startswith(".") and name.endswith(PARTIAL)
                 if partial or not (name.startswith(".") or _has_manifest(path)):
                     modified = datetime.fromtimestamp(os.stat(path).st_mtime).astimezone()
                     found.append(Leftover(folder=Path(path), partial=partial, modified=modified))
@@ -318,7 +226,7 @@ class Repository:
                 raise InvalidRequest(
                     f"the id {backup_id!r} is in use ({place})", hint="ids are never reused"
                 )
-            folder = self.folder(kind) / f".{backup_id}{_PARTIAL}"
+            folder = self.folder(kind) / f".{backup_id}{PARTIAL}"
             if folder.exists():  # of a killed run: we hold the lock, so nobody writes there
                 shutil.rmtree(folder)
             folder.mkdir(mode=0o700)
@@ -348,7 +256,7 @@ class Repository:
         try:
             descriptor = os.open(backup.folder, os.O_RDONLY)
         except PermissionError as error:
-            raise _closed(backup.folder) from error
+            raise closed(backup.folder) from error
         except FileNotFoundError:
             raise gone from None
         try:
@@ -364,42 +272,6 @@ class Repository:
         finally:
             os.close(descriptor)
 
-    def remove(self, backup: Backup, last_look: Callable[[], None] = lambda: None) -> None:
-        """Delete a backup for ever; the records of its proofs stay.
-
-        It leaves the list at once, by a rename; what a kill leaves of it, ``sweep_deleted`` takes away.
-        ``last_look`` is called under its lock: what that raises stops it. Raises Locked while somebody
-        reads it.
-        """
-        descriptor = os.open(backup.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            last_look()
-            if backup.folder.is_dir():
-                gone = backup.folder.with_name(f".{backup.folder.name}{_DELETED}")
-                shutil.rmtree(gone, ignore_errors=True)
-                os.rename(backup.folder, gone)
-                flush_folder(gone.parent)
-                _discard(gone)
-            else:
-                backup.folder.unlink()
-            flush_folder(backup.folder.parent)
-        except BlockingIOError:
-            raise Locked(f"backup {backup.backup_id!r} is being read",
-                         hint="a verification, a restore test or a restore runs: try again later") from None  # fmt: skip
-        finally:
-            os.close(descriptor)
-
-    def sweep_deleted(self) -> None:
-        """Take away what killed deletions left; for the one who holds the lock of deletions."""
-        for leftover in self.leftovers():
-            if leftover.folder.name.endswith(_DELETED):
-                _log.warning("removing %s, left by a killed deletion", leftover.folder)
-                try:
-                    _discard(leftover.folder)
-                except OSError as error:
-                    _log.warning("%s stays: %s", leftover.folder, error.strerror)
-
     @contextlib.contextmanager
     def deleting(self, now: datetime) -> Iterator[None]:
         """Hold the lock of those who delete, and of those who say what must not be.
@@ -407,7 +279,7 @@ class Repository:
         Raises NotFound where a part of the repository is out of sight, Locked.
         """
         self.require_whole()
-        if not _is_folder(self.root / _LOCKS):  # the old scripts made no such folder
+        if not is_folder(self.root / _LOCKS):  # the old scripts made no such folder
             self.create()
         with exclusive(self._lock("prune"), "another prune is running", holder_of(now)):
             yield
@@ -427,7 +299,7 @@ class Repository:
     @property
     def wal(self) -> WalStore:
         """The store of WAL segments."""
-        return WalStore(self.folder("incremental") / _WAL)
+        return WalStore(self.folder("incremental") / WAL_FOLDER)
 
     @property
     def records(self) -> ProofRecords:
@@ -440,19 +312,8 @@ class Repository:
 
     def places(self, kind: Kind) -> list[str]:
         """The same as strings, for whoever looks at all of them again and again."""
-        folders = [p for p in _folders(self.folder(kind)) if _ID.fullmatch(os.path.basename(p))]
-        return folders + [str(path) for path in self._legacy_entries(kind) if not path.is_dir()]
-
-    def _legacy_entries(self, kind: Kind) -> list[Path]:
-        """Backups of files that the old scripts made: folders of state, encrypted files."""
-        place = self.folder(kind)
-        if kind == "application_state":
-            return [path.parent for path in place.glob(f"[!.]*/{legacy.METADATA}")
-                    if not (path.parent / MANIFEST).exists()]  # fmt: skip
-        if kind == "configuration":
-            return [path for path in place.glob(f"[!.]*{legacy.ENCRYPTED}")
-                    if _ID.fullmatch(path.name.removesuffix(legacy.ENCRYPTED)) and path.is_file()]  # fmt: skip
-        return []
+        folders = [p for p in folders_in(self.folder(kind)) if ID.fullmatch(os.path.basename(p))]
+        return folders + [str(p) for p in legacy.entries(kind, self.folder(kind)) if not p.is_dir()]
 
     def read(self, kind: Kind, folder: Path, model: type[Manifest] = Manifest) -> Backup | None:
         """The backup in one of ``entries``; None where it is none. Another kind may share the folder."""
@@ -517,12 +378,6 @@ class Repository:
         return self.root / _LOCKS / f"{name}.lock"
 
 
-def _discard(folder: Path) -> None:
-    """Delete a folder, its manifest first."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder)
-
-
 def _is_at(descriptor: int, path: Path) -> bool:
     """Whether what is open is what the path leads to."""
     try:
@@ -543,34 +398,3 @@ def _has_manifest(folder: str) -> bool:
         os.path.dirname(folder).endswith(FOLDERS["application_state"])
         and os.path.exists(f"{folder}/{legacy.METADATA}")
     )
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except PermissionError as error:
-        raise _closed(path.parent) from error
-
-
-def _folders(place: Path) -> list[str]:
-    """The folders in a folder, in the order of their names; as strings, for there may be 10,000."""
-    try:
-        with os.scandir(place) as entries:
-            return sorted(entry.path for entry in entries if entry.is_dir())
-    except FileNotFoundError:
-        return []
-    except PermissionError as error:
-        raise _closed(place) from error
-
-
-def _closed(folder: Path) -> CouldNotVerify:
-    return CouldNotVerify(
-        f"{folder} may not be read by this user", hint="run as the repository's owner"
-    )
-
-
-def checksum_line(content: bytes) -> bytes:
-    """The line that ``sha256sum -c`` reads, for the manifest."""
-    return f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()

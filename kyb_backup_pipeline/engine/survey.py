@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from kyb_backup_pipeline.engine.backup import FOLDERS, Backup
 from kyb_backup_pipeline.engine.collecting import without_collecting
 from kyb_backup_pipeline.engine.errors import NotFound
 from kyb_backup_pipeline.engine.legacy import METADATA
@@ -30,7 +31,7 @@ from kyb_backup_pipeline.engine.manifest import (
 from kyb_backup_pipeline.engine.recovery_plan import Coverage, coverages_of
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX
 from kyb_backup_pipeline.engine.standing import Proved, Standing, proved
-from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 
 ProofName = Literal["verification", "restore_test"]
 

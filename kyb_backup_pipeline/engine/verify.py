@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from kyb_backup_pipeline.engine import process
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.compression import BLOCK
 from kyb_backup_pipeline.engine.contents import DAMAGED, compression_of, read_whole, reading
 from kyb_backup_pipeline.engine.dump import (
@@ -45,7 +46,8 @@ from kyb_backup_pipeline.engine.manifest import (
 from kyb_backup_pipeline.engine.postgres import client_programs
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.settings import EncryptionSettings, PostgresSettings, Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
+from kyb_backup_pipeline.engine.staging import checksum_line
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.stream import EDGE
 from kyb_backup_pipeline.engine.verify_archive import examine_archives, examine_legacy
 from kyb_backup_pipeline.engine.verify_chain import examine_base, examine_increment

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kyb_backup_pipeline.engine import legacy
 from kyb_backup_pipeline.engine.archive_reader import Entry, MemberCheck, read_tar
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.compression import BLOCK, CorruptStream, Decompressor
 from kyb_backup_pipeline.engine.contents import DAMAGED, opening
 from kyb_backup_pipeline.engine.encryption import check_opening
@@ -22,7 +23,6 @@ from kyb_backup_pipeline.engine.manifest import MANIFEST, Archive, BackupFile, M
 from kyb_backup_pipeline.engine.member import MEMBER_LIST, ArchiveDamaged, Member
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.settings import EncryptionSettings
-from kyb_backup_pipeline.engine.store import Backup
 from kyb_backup_pipeline.engine.tree import shown
 
 DAMAGE = (ArchiveDamaged, *DAMAGED)

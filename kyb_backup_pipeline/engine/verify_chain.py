@@ -8,6 +8,7 @@ encrypted and cannot be opened here has its checksum compared, and *could not be
 
 import hashlib
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.base_archive import own_segments, read_archives
 from kyb_backup_pipeline.engine.base_backup import BASE_FILE
 from kyb_backup_pipeline.engine.dump import checksum_of_files
@@ -17,7 +18,7 @@ from kyb_backup_pipeline.engine.examination import Examination
 from kyb_backup_pipeline.engine.manifest import MANIFEST, Manifest, Wal
 from kyb_backup_pipeline.engine.progress import Progress, Reporter
 from kyb_backup_pipeline.engine.settings import EncryptionSettings
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import history_name, parse_history, parse_lsn, ranges
 from kyb_backup_pipeline.engine.wal_store import WalDamaged
 

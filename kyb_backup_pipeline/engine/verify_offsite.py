@@ -7,6 +7,7 @@ object and the manifest, to its last byte.
 
 from datetime import datetime
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.dump import DIRECTORY, PLAIN_FILE
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, ProofFailed
 from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE
@@ -18,7 +19,8 @@ from kyb_backup_pipeline.engine.offsite_verify import examine_copy
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.restore_source import check_key, evidence_of, part_of, source_of
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository, checksum_line
+from kyb_backup_pipeline.engine.staging import checksum_line
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.verify import contradictions, examine_directory, verify_backup
 
 

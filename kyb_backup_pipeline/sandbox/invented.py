@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.files import write_durably
 from kyb_backup_pipeline.engine.legacy import ENCRYPTED
 from kyb_backup_pipeline.engine.manifest import (
@@ -25,7 +26,7 @@ from kyb_backup_pipeline.engine.manifest import (
     WalSegment,
     write_json,
 )
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import Segment, format_lsn
 
 MB = 1 << 20

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, time, timedelta
 
+from kyb_backup_pipeline.engine.backup import new_id
 from kyb_backup_pipeline.engine.errors import BackupFailed, DatabaseUnreachable, KybError
 from kyb_backup_pipeline.engine.holds import Hold
 from kyb_backup_pipeline.engine.inventory import Inventory, segments_of
@@ -33,7 +34,6 @@ from kyb_backup_pipeline.engine.request import SAFETY_PREFIX
 from kyb_backup_pipeline.engine.retention import Plan, plan_retention
 from kyb_backup_pipeline.engine.settings import RetentionSettings
 from kyb_backup_pipeline.engine.standing import Standing
-from kyb_backup_pipeline.engine.store import new_id
 from kyb_backup_pipeline.engine.wal import History
 from kyb_backup_pipeline.sandbox.invented import Stretch, listed, manifest_of, names, with_wal
 

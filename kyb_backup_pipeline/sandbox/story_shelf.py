@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from kyb_backup_pipeline.engine.attempts import Attempts
+from kyb_backup_pipeline.engine.backup import FOLDERS
 from kyb_backup_pipeline.engine.errors import NotFound, Refused
 from kyb_backup_pipeline.engine.files import write_durably
 from kyb_backup_pipeline.engine.holds import Holds
@@ -20,7 +21,7 @@ from kyb_backup_pipeline.engine.locks import exclusive, holder_of
 from kyb_backup_pipeline.engine.manifest import Manifest
 from kyb_backup_pipeline.engine.offsite_view import Views
 from kyb_backup_pipeline.engine.prune_records import PruneRecords
-from kyb_backup_pipeline.engine.store import FOLDERS, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.sandbox.invented import (
     archive_as_old_scripts,
     publish,
