@@ -8,14 +8,15 @@ from datetime import timedelta
 from pathlib import Path
 
 from kyb_backup_pipeline.engine import config
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.manifest import Kind, Manifest, utc_now
 from kyb_backup_pipeline.engine.offsite_copy import Listed, find_copy, list_copies
 from kyb_backup_pipeline.engine.offsite_fetch import fetch
 from kyb_backup_pipeline.engine.offsite_opening import opened
 from kyb_backup_pipeline.engine.offsite_push import Pushed, push
-from kyb_backup_pipeline.engine.offsite_verify import CopyProof, verify_copy
+from kyb_backup_pipeline.engine.offsite_verify import CopyProof, verify_copies
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline_tests.running import Cli
 from kyb_backup_pipeline_tests.shelves import Shelf
 
@@ -103,7 +104,8 @@ class Machine:
     def verify(self, name: str = "full_1", *, deep: bool = False) -> CopyProof:
         with opened(self.settings, "offsite", utc_now()) as place:
             (listed,) = (one for one in list_copies(place.target) if one.backup_id == name)
-            return verify_copy(place, listed, deep=deep, now=utc_now())
+            (proof,) = verify_copies(place, [listed], deep=deep)
+            return proof
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Copies in another place: pushed, listed, fetched, verified, pruned, against a real S3 server and a folder."""
 
+import itertools
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from kyb_backup_pipeline.engine.errors import (
 from kyb_backup_pipeline.engine.holds import Hold, Holds
 from kyb_backup_pipeline.engine.manifest import MANIFEST, utc_now
 from kyb_backup_pipeline.engine.offsite_check import offsite
-from kyb_backup_pipeline.engine.offsite_copy import COMMIT, parse_copy
+from kyb_backup_pipeline.engine.offsite_copy import COMMIT, parse_copy, stretch_of
 from kyb_backup_pipeline.engine.offsite_opening import opened
 from kyb_backup_pipeline.engine.offsite_prune import Deleted, apply_prune, plan_prune
 from kyb_backup_pipeline.engine.offsite_target import TargetUnreachable
@@ -106,6 +107,27 @@ def test_an_increment_brings_its_wal_and_with_its_chain_all_that_a_recovery_need
     run = other.cli.run("offsite", "fetch", "incr_2", "--chain", "--json")
     assert [line["id"] for line in json.loads(run.stdout)] == ["base_1", "incr_1", "incr_2"]
     assert content(other.root / "database") == content(machine.root / "database")
+
+
+@pytest.mark.parametrize("place", ["machine", "folder"])
+def test_a_stretch_of_a_folder_is_listed_as_if_the_whole_were_and_the_rest_left_out(
+    place: str, request: pytest.FixtureRequest
+) -> None:
+    """The WAL of a year lies in one folder, and an increment names an hour of it."""
+    machine: Machine = request.getfixturevalue(place)
+    with opened(machine.settings, "offsite", utc_now()) as opening:
+        target = opening.target
+        for name in ("1/a", "1/b/x", "1/b/y", "1/b-z", "1/b.z", "1/b0", "1/c/x", "2/b/x"):
+            target.put(f"wal/{name}", name.encode())
+        whole = [found.key for found in target.list("wal")]
+        assert len(whole) == 8
+        names = [f"wal/1/{name}" for name in ("", "a", "a/x", "b", "b/x", "b/xx", "b0", "c", "z")]
+        for first, end in itertools.product(names, names):
+            wanted = [key for key in whole if key.startswith("wal/1/") and first < key < end]
+            found = [found.key for found in target.list("wal/1", (first, end))]
+            assert sorted(found) == sorted(wanted), (first, end)
+        inside = target.list("wal/1", stretch_of(["wal/1/b", "wal/1/c"]))
+        assert {"wal/1/b/x", "wal/1/b/y", "wal/1/c/x"} <= {found.key for found in inside}
 
 
 def test_a_backup_of_the_old_scripts_is_copied_too(folder: Machine, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from kyb_backup_pipeline.engine.offsite_rounds import (
     prune_everywhere,
     verify_everywhere,
 )
+from kyb_backup_pipeline.engine.offsite_verify import verify_copies
 from kyb_backup_pipeline.engine.offsite_view import SeenCopy, View, Views, views_of
 from kyb_backup_pipeline.engine.verify import verify_backup
 from kyb_backup_pipeline_tests.offsite_sites import Disk, Machine, machine_in
@@ -122,6 +123,85 @@ def test_a_place_that_fails_hides_no_other(two: Machine) -> None:
     assert ([d.keep for d in pruned.plan.decisions], len(lost)) == ([True], 1)
     second = views_of(two.root, two.settings.offsite)[1]
     assert second.trouble is not None
+
+
+def test_a_night_over_many_copies_writes_a_few_times_and_one_that_ends_early_loses_little(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        machine.backup(f"full_{number}", size=10, seed=number)
+        machine.push(f"full_{number}")
+    written: list[View] = []
+    keep = Views.keep
+
+    def keeping(views: Views, view: View) -> None:
+        written.append(view)
+        keep(views, view)
+
+    monkeypatch.setattr(Views, "keep", keeping)
+    with opened(machine.settings, "offsite", utc_now()) as place:
+        copies = look_over(place, utc_now())
+        written.clear()
+        proofs = [*verify_copies(place, copies, deep=False)]
+        assert (len(proofs), len(written)) == (6, 1)
+        assert {seen.verdict for seen in known(machine).copies.values()} == {"passed"}
+        looking = verify_copies(place, copies, deep=True)
+        first, second = next(looking), next(looking)
+        looking.close()  # as an error of whoever asked would
+    deep = {i for i, seen in known(machine).copies.items() if seen.deep}
+    assert deep == {first.backup_id, second.backup_id}
+
+
+def test_one_object_that_cannot_be_read_hides_no_other_copy(machine: Machine, disk: Disk) -> None:
+    """A bad sector, say: the place itself answers."""
+    for number in range(3):
+        machine.backup(f"full_{number}", size=10, seed=number)
+        machine.push(f"full_{number}")
+    key = next(key for key in disk.objects() if "full_1/database.sql.zst" in key)
+    disk.delete(key)
+    (disk.root / key).mkdir()  # reading a folder is an error of the disk to whoever wants a file
+    (disk.root / key / "x").write_bytes(b"x")
+    (proofs, failed) = verify_everywhere(machine.settings, utc_now(), deep=True)
+    assert failed == []
+    verdicts = {proof.backup_id: proof.verdict for proof in proofs}
+    assert verdicts == {"full_0": "passed", "full_1": "could_not_verify", "full_2": "passed"}
+    assert known(machine).trouble is None
+    assert known(machine).copies["full_1"].verdict == "could_not_verify"
+
+
+def test_a_place_that_goes_away_is_left_after_the_first_copy_that_it_hides(
+    machine: Machine, disk: Disk
+) -> None:
+    for number in range(3):
+        machine.backup(f"full_{number}", size=10, seed=number)
+        machine.push(f"full_{number}")
+    with opened(machine.settings, "offsite", utc_now()) as place:
+        copies = look_over(place, utc_now())
+        looking = verify_copies(place, copies, deep=False)
+        first = next(looking)
+        (disk.root / "kyb").rename(disk.root / "elsewhere")
+        (second,) = [*looking]
+    assert (first.verdict, second.verdict) == ("passed", "could_not_verify")
+    assert known(machine).copies[first.backup_id].verdict == "passed"
+    trouble = known(machine).trouble
+    assert trouble is not None and "is it mounted?" in str(trouble.hint)
+
+
+def test_what_a_listing_leaves_out_is_asked_for_before_it_is_called_missing(
+    machine: Machine, disk: Disk
+) -> None:
+    machine.backup()
+    machine.push()
+    with opened(machine.settings, "offsite", utc_now()) as place:
+        (listed,) = look_over(place, utc_now())
+        whole = place.target.list
+        place.target.list = lambda prefix, between=None: whole(prefix, between)[1:]  # type: ignore[method-assign]
+        (proof,) = verify_copies(place, [listed], deep=False)
+        assert (proof.verdict, proof.read > 0) == ("passed", True)
+        disk.delete(next(key for key in disk.objects() if "database.sql.zst" in key))
+        (proof,) = verify_copies(place, [listed], deep=False)
+        assert proof.verdict == "failed"
+        assert "is missing" in proof.summary
 
 
 def test_how_long_a_place_is_out_of_sight_is_counted_from_the_first_time(two: Machine) -> None:

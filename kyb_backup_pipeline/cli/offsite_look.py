@@ -2,15 +2,18 @@
 
 import json
 import sys
+from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kyb_backup_pipeline.cli.offsite_places import each, target_option
 from kyb_backup_pipeline.cli.session import Session, size, with_session
+from kyb_backup_pipeline.engine.backup import FOLDERS
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, InvalidRequest, KybError, ProofFailed
 from kyb_backup_pipeline.engine.manifest import utc_now
-from kyb_backup_pipeline.engine.store import FOLDERS
+from kyb_backup_pipeline.engine.progress import Reporter, silent
 
 if TYPE_CHECKING:
     from kyb_backup_pipeline.engine.offsite_copy import Listed
@@ -139,19 +142,21 @@ def verify(
     from kyb_backup_pipeline.engine.offsite_listing import look_over
     from kyb_backup_pipeline.engine.offsite_opening import opened
     from kyb_backup_pipeline.engine.offsite_target import chosen
-    from kyb_backup_pipeline.engine.offsite_verify import verify_copy
 
     settings = session.settings()
     proofs: list[CopyProof] = []
     failed: list[KybError] = []
     for name in chosen(settings.offsite, target):
         with each(name, failed), opened(settings, name, utc_now()) as place:
-            for listed in _listed(look_over(place, utc_now()), backup_ids, place):
-                with session.reporting() as report:
-                    proof = verify_copy(place, listed, deep=deep, now=utc_now(), report=report)
+            wanted = _listed(look_over(place, utc_now()), backup_ids, place)
+            left = len(wanted)
+            for proof in _looked_at(session, place, wanted, deep):
+                left -= 1
                 proofs.append(proof)
                 if not as_json:
                     _show(proof)
+            if left:
+                click.echo(f"{name}: {left} more were not looked at", err=True)
     if as_json:
         click.echo(json.dumps([p.model_dump(mode="json", exclude_none=True) for p in proofs],
                               indent=2))  # fmt: skip
@@ -164,6 +169,23 @@ def verify(
         sys.exit(failed[0].exit_code)
     if "could_not_verify" in verdicts:
         sys.exit(CouldNotVerify.exit_code)
+
+
+def _looked_at(
+    session: Session, place: "Place", copies: "list[Listed]", deep: bool
+) -> Iterator["CopyProof"]:
+    """What is found of each; its bar is gone when its line is printed."""
+    from kyb_backup_pipeline.engine.offsite_verify import verify_copies
+
+    bars: deque[Reporter] = deque([silent], maxlen=1)
+    looking = verify_copies(place, copies, deep=deep, report=lambda progress: bars[-1](progress))
+    while True:
+        with session.reporting() as bar:
+            bars.append(bar)
+            proof = next(looking, None)
+        if proof is None:
+            return
+        yield proof
 
 
 def _listed(copies: "list[Listed]", ids: tuple[str, ...], place: "Place") -> "list[Listed]":

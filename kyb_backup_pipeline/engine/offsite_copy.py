@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from kyb_backup_pipeline.engine.backup import FOLDERS, valid_id
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, InvalidRequest, NotFound
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
@@ -39,8 +40,7 @@ from kyb_backup_pipeline.engine.manifest import (
     UnreadableManifest,
     parse_manifest,
 )
-from kyb_backup_pipeline.engine.offsite_target import Gone, Target
-from kyb_backup_pipeline.engine.store import FOLDERS, valid_id
+from kyb_backup_pipeline.engine.offsite_target import Found, Gone, Target
 
 _log = logging.getLogger(__name__)
 
@@ -156,6 +156,25 @@ def folder_of(kind: Kind, backup_id: str) -> str:
 
 def commit_key(kind: Kind, backup_id: str) -> str:
     return f"{folder_of(kind, backup_id)}/{COMMIT}"
+
+
+def objects_of(target: Target, copy: OffsiteCopy) -> dict[str, Found]:
+    """What is there of a copy at this moment, by keys. Raises what the target raises.
+
+    Of the WAL, which it shares with others, only the stretch that it names is asked for.
+    """
+    found = [*target.list(folder_of(copy.kind, copy.backup_id))]
+    places = [f"{WAL}/{file.path}" for file in copy.wal]
+    for timeline in {place.rpartition("/")[0] for place in places}:
+        inside = [place for place in places if place.rpartition("/")[0] == timeline]
+        found += target.list(timeline, stretch_of(inside))
+    return {one.key: one for one in found}
+
+
+def stretch_of(places: Iterable[str]) -> tuple[str, str]:
+    """The two keys between which everything lies that is in some folders of one folder."""
+    ordered = sorted(places)
+    return ordered[0], f"{ordered[-1]}0"  # "0" comes behind "/"
 
 
 def part_key(place: str, number: int, sha256: str) -> str:

@@ -60,10 +60,10 @@ class FolderTarget:
         with self._errors(f"read {key}"):
             return self._path(key).read_bytes()
 
-    def list(self, prefix: str) -> Sequence[Found]:
+    def list(self, prefix: str, between: tuple[str, str] | None = None) -> Sequence[Found]:
         with self._errors(f"list {prefix}"):
             self._require_root()
-            return sorted(self._below(self._path(prefix)), key=lambda found: found.key)
+            return sorted(self._below(self._path(prefix), between), key=lambda found: found.key)
 
     def folders(self, prefix: str) -> Sequence[str]:
         with self._errors(f"list {prefix}"):
@@ -103,15 +103,18 @@ class FolderTarget:
             raise KybError(f"{key!r} is no key")
         return self.root.joinpath(*parts)
 
-    def _below(self, folder: Path) -> Iterator[Found]:
+    def _below(self, folder: Path, between: tuple[str, str] | None = None) -> Iterator[Found]:
+        first, end = between or ("", None)
         with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
+                key = entry.path[len(str(self.root)) + 1 :]
+                if f"{key}0" <= first or (end is not None and key >= end):  # "0" comes behind "/"
+                    continue
                 if entry.is_dir(follow_symlinks=False):
-                    yield from self._below(Path(entry.path))
-                elif not entry.name.startswith(_TEMPORARY):
+                    yield from self._below(Path(entry.path), between)
+                elif key > first and not entry.name.startswith(_TEMPORARY):
                     status = entry.stat(follow_symlinks=False)
                     modified = datetime.fromtimestamp(status.st_mtime, UTC)
-                    key = str(Path(entry.path).relative_to(self.root))
                     yield Found(key=key, size=status.st_size, modified=modified, etag=_etag(status))
 
     def _make(self, folder: Path) -> None:

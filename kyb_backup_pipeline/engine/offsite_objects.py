@@ -66,13 +66,22 @@ class ObjectTarget:
     def get(self, key: str) -> bytes:
         return self._patiently(f"read {key}", lambda: bytes(obstore.get(self._store, key).bytes()))
 
-    def list(self, prefix: str) -> Sequence[Found]:
+    def list(self, prefix: str, between: tuple[str, str] | None = None) -> Sequence[Found]:
+        begin, end = between or (None, None)
+
         def look() -> Sequence[Found]:
-            return [
-                Found(key=m["path"], size=m["size"], modified=m["last_modified"], etag=m["e_tag"])
-                for chunk in obstore.list(self._store, prefix=prefix.rstrip("/"))
-                for m in chunk
-            ]
+            found = []
+            for chunk in obstore.list(self._store, prefix=prefix.rstrip("/"), offset=begin):
+                found += [
+                    Found(
+                        key=m["path"], size=m["size"], modified=m["last_modified"], etag=m["e_tag"]
+                    )
+                    for m in chunk
+                    if end is None or m["path"] < end
+                ]
+                if end is not None and chunk and all(m["path"] >= end for m in chunk):
+                    break
+            return found
 
         return self._patiently(f"list {prefix}", look)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.encryption import check_keys
 from kyb_backup_pipeline.engine.errors import (
     BackupFailed,
@@ -40,8 +41,10 @@ from kyb_backup_pipeline.engine.offsite_copy import (
     commit_key,
     files_of,
     folder_of,
+    objects_of,
     parse_copy,
     read_copy,
+    stretch_of,
 )
 from kyb_backup_pipeline.engine.offsite_opening import Place
 from kyb_backup_pipeline.engine.offsite_parts import Sender
@@ -50,7 +53,7 @@ from kyb_backup_pipeline.engine.offsite_target import AlreadyThere, Found, Gone,
 from kyb_backup_pipeline.engine.offsite_view import SeenCopy
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.settings import EncryptionSettings, Settings
-from kyb_backup_pipeline.engine.store import Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import history_name
 from kyb_backup_pipeline.engine.wal_store import Stored
 
@@ -118,8 +121,7 @@ def push(
             raise _conflict(target, copy)
         if copy is None or again:
             items = list(_items(repository, backup, manifest))
-            total = sum(item.file.stat().st_size for item in items)
-            work = _Work(settings, target, manifest, known_probe.honest, total, report)
+            work = _Work(settings, target, manifest, items, known_probe.honest, report)
             work.anew = again
             with work:
                 files = [(item, work.copy(item)) for item in items]
@@ -165,12 +167,14 @@ class _Work:
         settings: Settings,
         target: Target,
         manifest: Manifest,
+        items: Sequence[_Item],
         honest: bool,
-        total: int,
         report: Reporter,
     ) -> None:
         self._target = target
-        self._done, self._total, self._report = 0, total, report
+        self._items = items
+        self._done, self._report = 0, report
+        self._total = sum(item.file.stat().st_size for item in items)
         self._known: dict[str, Mapping[str, Found]] = {}
         wanted = settings.encryption.database == "offsite" and manifest.type in _DATABASE_KINDS
         self.encryption: EncryptionSettings | None = settings.encryption if wanted else None
@@ -211,7 +215,11 @@ class _Work:
         """What is there already, looked up once for each folder."""
         folder = item.place.rpartition("/")[0] if item.wal else "/".join(item.place.split("/")[:3])
         if folder not in self._known:
-            self._known[folder] = {found.key: found for found in self._target.list(folder)}
+            inside = [
+                one.place for one in self._items if one.wal and one.place.startswith(f"{folder}/")
+            ]
+            found = self._target.list(folder, stretch_of(inside) if item.wal else None)
+            self._known[folder] = {one.key: one for one in found}
         return self._known[folder]
 
     def _record_key(self, item: _Item, expected: tuple[int, str]) -> str:
@@ -338,12 +346,10 @@ def _read_back(target: Target, key: str) -> OffsiteCopy:
 
 def _require_parts(target: Target, copy: OffsiteCopy) -> None:
     """Look once more whether everything is there: somebody may have cleared up meanwhile."""
-    folders = {folder_of(copy.kind, copy.backup_id)}
-    folders |= {f"{WAL}/{file.path.partition('/')[0]}" for file in copy.wal}
-    there = {found.key: found.size for folder in folders for found in target.list(folder)}
+    there = objects_of(target, copy)
     for file in copy.all_files:
         for part in file.parts:
-            if there.get(part.key) != part.size:
+            if part.key not in there or there[part.key].size != part.size:
                 raise BackupFailed(f"{part.key} is not in {target.url} any more",
                                    hint="push again: what is there is not sent twice")  # fmt: skip
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
+from kyb_backup_pipeline.engine.backup import FOLDERS, Backup
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.manifest import MANIFEST, Proof, utc_now
 from kyb_backup_pipeline.engine.offsite_copy import Listed
@@ -23,11 +24,11 @@ from kyb_backup_pipeline.engine.offsite_target import (
     address_of,
     target_settings,
 )
-from kyb_backup_pipeline.engine.offsite_verify import CopyProof, verify_copy
+from kyb_backup_pipeline.engine.offsite_verify import CopyProof, verify_copies
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.restore_drill import drill_copy
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.store import FOLDERS, Backup, Repository
+from kyb_backup_pipeline.engine.store import Repository
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def copy_everywhere(
     def copy(place: Place) -> Copied:
         done = push(settings, place, backup, now=utc_now(), run_id=run_id, report=report)
         listed = Listed(backup_id=backup.backup_id, kind=backup.kind, copy_=done.copy)
-        proof = verify_copy(place, listed, deep=False, now=utc_now(), report=report)
+        (proof,) = verify_copies(place, [listed], deep=False, report=report)
         safety = note_safety(place, done.copy, utc_now())
         return Copied(target=place.target.name, url=place.target.url, pushed=done, proof=proof,
                       safety=safety)  # fmt: skip
@@ -118,15 +119,10 @@ def catch_up(
 def verify_everywhere(
     settings: Settings, now: datetime, *, deep: bool = False, report: Reporter = silent
 ) -> tuple[list[CopyProof], list[Failed]]:
-    """Look at every copy of every place. A place that stops answering is left after the first that it hides."""
+    """Look at every copy of every place; see ``verify_copies``."""
 
     def verify(place: Place) -> list[CopyProof]:
-        proofs = []
-        for listed in look_over(place, now):
-            proofs.append(verify_copy(place, listed, deep=deep, now=utc_now(), report=report))
-            if place.view.trouble is not None:
-                break
-        return proofs
+        return [*verify_copies(place, look_over(place, now), deep=deep, report=report)]
 
     answers, failed = _everywhere(settings, verify)
     return [proof for proofs in answers for proof in proofs], failed

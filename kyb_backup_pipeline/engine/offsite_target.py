@@ -87,8 +87,8 @@ class Target(Protocol):
     def get(self, key: str) -> bytes:
         """A whole object. Raises Gone."""
 
-    def list(self, prefix: str) -> Sequence[Found]:
-        """All objects in a folder and below."""
+    def list(self, prefix: str, between: tuple[str, str] | None = None) -> Sequence[Found]:
+        """All objects in a folder and below; ``between`` two keys only, the second excluded."""
 
     def folders(self, prefix: str) -> Sequence[str]:
         """The names of the folders in a folder."""

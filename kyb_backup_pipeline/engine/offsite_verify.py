@@ -5,8 +5,8 @@ one that it calls another is read. Deep: every object is read and hashed; no key
 altered or deleted behind our back is found by both, unless the service itself lies: then only by reading.
 """
 
-import logging
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -15,14 +15,23 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.examination import Examination
 from kyb_backup_pipeline.engine.manifest import Finding, Kind, Verdict, utc_now
-from kyb_backup_pipeline.engine.offsite_copy import WAL, Listed, OffsiteCopy, Part, folder_of
+from kyb_backup_pipeline.engine.offsite_copy import Listed, OffsiteCopy, Part, objects_of
 from kyb_backup_pipeline.engine.offsite_opening import Place
 from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged, read_part
-from kyb_backup_pipeline.engine.offsite_target import Found, Target
+from kyb_backup_pipeline.engine.offsite_target import (
+    Found,
+    Target,
+    TargetMisconfigured,
+    TargetUnreachable,
+)
 from kyb_backup_pipeline.engine.offsite_view import SeenCopy
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 
-_log = logging.getLogger(__name__)
+_OF_THE_PLACE = (TargetUnreachable, TargetMisconfigured)
+"""With these the next copy may fail in the same way."""
+_ENOUGH = 3
+_WRITE_EVERY = 10.0
+"""Seconds. A kill loses no more than what was found in these."""
 
 
 class CopyProof(BaseModel):
@@ -44,38 +53,90 @@ class CopyProof(BaseModel):
     read: int = 0
 
 
-def verify_copy(
-    place: Place, listed: Listed, *, deep: bool, now: datetime, report: Reporter = silent
-) -> CopyProof:
-    """Look at one copy, and write down at home what was found."""
-    copy = listed.copy_
+def verify_copies(
+    place: Place, copies: Iterable[Listed], *, deep: bool, report: Reporter = silent
+) -> Generator[CopyProof, None, None]:
+    """Look at copies one after the other; what was found is written down at home from time to time, and at the end.
+
+    A place that does not answer any more is left after the first copy that it hides; one that does, and cannot
+    give this one, after three in a row.
+    """
+    notes = _Notes(place, deep)
+    hidden = 0
+    try:
+        for listed in copies:
+            proof, error = _verified(place, listed, deep, report)
+            notes.add(listed, proof)
+            yield proof
+            hidden = hidden + 1 if isinstance(error, _OF_THE_PLACE) else 0
+            if error is not None and hidden and (hidden == _ENOUGH or not _answers(place.target)):
+                notes.write()
+                place.fails(error, proof.started_at)
+                return
+    finally:
+        notes.write()
+
+
+def _answers(target: Target) -> bool:
+    try:
+        target.folders("")
+    except KybError:
+        return False
+    return True
+
+
+class _Notes:
+    """What was found and is not written down yet: at home all copies of a place share one file."""
+
+    def __init__(self, place: Place, deep: bool) -> None:
+        self._place = place
+        self._deep = deep
+        self._copies: dict[str, SeenCopy] = {}
+        self._damaged: dict[str, str] = {}
+        self._written = time.monotonic()
+
+    def add(self, listed: Listed, proof: CopyProof) -> None:
+        copy = listed.copy_
+        if copy is None:
+            self._damaged[listed.backup_id] = proof.summary
+        else:
+            known = self._place.view.copies.get(copy.backup_id)
+            seen = SeenCopy(
+                kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at,
+                verified_at=proof.finished_at, deep=self._deep, verdict=proof.verdict,
+                summary=proof.summary, run_id=known.run_id if known else None,
+            )  # fmt: skip
+            if known is not None and not self._deep and _outweighs(known, copy, proof.verdict):
+                seen = (
+                    known  # what was read there and found bad is not made good by a look at names
+                )
+            self._copies[copy.backup_id] = seen
+        if time.monotonic() - self._written > _WRITE_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        if self._copies or self._damaged:
+            self._place.saw(self._copies, damaged=self._damaged, trouble=self._place.view.trouble)
+        self._copies, self._damaged, self._written = {}, {}, time.monotonic()
+
+
+def _verified(
+    place: Place, listed: Listed, deep: bool, report: Reporter
+) -> tuple[CopyProof, KybError | None]:
+    """What a look at one copy finds, and what kept it from finding more."""
+    now = utc_now()
     look = Examination()
     unreachable: KybError | None = None
-    if copy is None:
+    if listed.copy_ is None:
         look.found(listed.backup_id, listed.problem or "its commit object cannot be read")
     else:
         try:
-            examine_copy(place.target, copy, look, deep=deep, report=report)
+            examine_copy(place.target, listed.copy_, look, deep=deep, report=report)
         except CopyDamaged as error:
             look.found(listed.backup_id, error.message)
         except KybError as error:
             unreachable = error
-    proof = _proof(place, listed, look, unreachable, deep, now)
-    if copy is not None:
-        known = place.view.copies.get(copy.backup_id)
-        seen = SeenCopy(
-            kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at,
-            verified_at=proof.finished_at, deep=deep, verdict=proof.verdict, summary=proof.summary,
-            run_id=known.run_id if known else None,
-        )  # fmt: skip
-        if known is not None and not deep and _outweighs(known, copy, proof.verdict):
-            seen = known  # what was read there and found bad is not made good by a look at names
-        place.saw({copy.backup_id: seen}, trouble=place.view.trouble if unreachable else None)
-    else:
-        place.saw(damaged={listed.backup_id: proof.summary})
-    if unreachable is not None:
-        place.fails(unreachable, now)
-    return proof
+    return _proof(place, listed, look, unreachable, deep, now), unreachable
 
 
 def _outweighs(known: SeenCopy, copy: OffsiteCopy, verdict: Verdict) -> bool:
@@ -88,12 +149,9 @@ def examine_copy(
     target: Target, copy: OffsiteCopy, look: Examination, *, deep: bool, report: Reporter = silent
 ) -> None:
     """Note what is wrong with the objects of a copy. Raises what the target raises."""
-    there = {found.key: found for folder in _folders(copy) for found in target.list(folder)}
+    there = objects_of(target, copy)
     parts = [part for file in copy.all_files for part in file.parts]
-    doubtful = [part for part in parts if _problem(look, part, there) or deep]
-    doubtful = [
-        part for part in doubtful if part.key in there and there[part.key].size == part.size
-    ]
+    doubtful = [part for part in parts if _is_doubtful(look, part, there.get(part.key), deep)]
     total = sum(part.size for part in doubtful)
     done = 0
 
@@ -119,21 +177,15 @@ def _side_by_side(
         yield from pool.map(read, parts)
 
 
-def _problem(look: Examination, part: Part, there: dict[str, Found]) -> bool:
-    """Note what the listing says against a part; whether it must be read to be sure."""
-    found = there.get(part.key)
-    if found is None:
-        look.found(part.key, "is missing")
-        return False
-    if found.size != part.size:
+def _is_doubtful(look: Examination, part: Part, found: Found | None, deep: bool) -> bool:
+    """Note what the listing says against a part for sure; whether it must be read.
+
+    What a listing lacks is asked for: one that came late, or left something out, is no loss.
+    """
+    if found is not None and found.size != part.size:
         look.found(part.key, f"has {found.size} bytes, {part.size} were pushed")
         return False
-    return part.etag is None or found.etag != part.etag
-
-
-def _folders(copy: OffsiteCopy) -> set[str]:
-    folders = {folder_of(copy.kind, copy.backup_id)}
-    return folders | {f"{WAL}/{file.path.partition('/')[0]}" for file in copy.wal}
+    return deep or found is None or part.etag is None or found.etag != part.etag
 
 
 def _proof(
