@@ -73,6 +73,28 @@ def test_a_moment_takes_the_place_of_the_running_cluster(plant: Plant, moment: s
     assert (plant.cluster.folder / old / "global" / "pg_control").exists()
 
 
+def test_a_moment_out_of_the_copies_takes_the_place_of_the_running_cluster(
+    plant: Plant, moment: str, tmp_path: Path
+) -> None:
+    """The repository is gone; the server still runs, with what was deleted by mistake."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    cli = plant.cli(KYB_OFFSITE__URL=str(disk))
+    pushed = cli.run("offsite", "push", "--all")
+    assert pushed.returncode == 0, pushed.stderr
+    shutil.rmtree(plant.environment["BACKUP_DIR"])
+    arguments = ("restore", "point-in-time", "--at", moment, "--switch", "--from", "offsite")
+    dry = cli.run(*arguments, "--dry-run")
+    assert (dry.returncode, f"then in place of {plant.data}" in dry.stdout) == (0, True), dry.stderr
+    assert (plant.rows(), plant.calls(), plant.beside()) == (0, [], [])
+    done = cli.run(*arguments, "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    assert plant.rows() == 1500
+    assert plant.calls() == ["stop", "server-stop", "server-start", "start"]
+    journal = json.loads(done.stdout)["journal"]
+    assert (journal["state"], journal["place"]) == ("done", "offsite")
+
+
 def test_latest_brings_the_last_of_the_log_in_first(plant: Plant) -> None:
     plant.primary.base()
     plant.primary.increment()
