@@ -122,6 +122,16 @@ class Bucket:
             **{f"KYB_OFFSITE__{name.upper()}": value for name, value in changes.items()},
         }
 
+    def table(self) -> str:
+        """The same as a table of a settings file."""
+        return f"""[offsite]
+url = "s3://{self.name}/kyb"
+endpoint = "{self.server.endpoint}"
+allow_http = true
+access_key_id = "{KEY}"
+secret_access_key = "{SECRET}"
+"""
+
     def objects(self, below: str = "kyb") -> list[str]:
         return sorted(m["path"] for chunk in obstore.list(self.whole, below) for m in chunk)
 

@@ -19,6 +19,7 @@ import pytest
 
 from kyb_backup_pipeline.sandbox.cluster import free_port
 from kyb_backup_pipeline_tests.running import Cli, wait_until
+from kyb_backup_pipeline_tests.s3_server import Bucket
 
 LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
   __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
@@ -39,10 +40,15 @@ def folder(place: Path) -> Iterator[Path]:
     assert not list(folder.glob("clusters/*/data/postmaster.pid"))
 
 
-def test_the_demo_proves_a_backup_through_dagster_and_can_run_again(folder: Path) -> None:
+def test_the_demo_proves_a_backup_through_dagster_and_can_run_again(
+    folder: Path, bucket: Bucket
+) -> None:
     cli = Cli(None)
     ids = []
-    for rows in ("340,000", "340,000"):  # what came behind the full backup went with the database
+    for rows, place in (("340,000", "a folder"), ("340,000", "a bucket")):
+        # what came behind the full backup went with the database
+        if place == "a bucket":
+            (folder / "offsite.toml").write_text(bucket.table())
         run = cli.run("demo", "--folder", str(folder))
         assert run.returncode == 0, run.stdout + run.stderr
         assert re.search(r"verified +passed", run.stdout)
@@ -63,8 +69,11 @@ def test_the_demo_proves_a_backup_through_dagster_and_can_run_again(folder: Path
     tested = {line["id"]: line["restore_test"] for line in listed if line["kind"] == "full"}
     assert tested == dict.fromkeys(ids, "passed")
     assert {tuple(line["offsite"]) for line in listed} == {("offsite",)}
-    for part in (folder / "offsite").glob("database/full/*/database.sql.zst/00000-*"):
-        assert part.read_bytes().startswith(b"age-encryption.org/"), "what leaves is encrypted"
+    parts = [*(folder / "offsite").glob("database/full/*/database.sql.zst/00000-*")]
+    keys = [key for key in bucket.objects() if "/database.sql.zst/00000-" in key]
+    assert (len(parts), len(keys)) == (1, 2), "what has no copy in the new place was brought there"
+    for first in (parts[0].read_bytes(), *map(bucket.read, keys)):
+        assert first.startswith(b"age-encryption.org/"), "what leaves is encrypted"
     verified = [(line["kind"], line["verification"]) for line in listed]
     assert sorted(verified) == [
         (kind, "passed")

@@ -211,6 +211,8 @@ def start_platform_service(place: Place) -> None:
 
 def _write_settings(place: Place) -> None:
     place.secret("database")
+    place.settings_file.touch(mode=0o600)  # the table of an off-site place may hold a key
+    place.settings_file.chmod(0o600)
     place.settings_file.write_text(
         f"""\
 # Settings of the sandbox, written anew by `kyb-backup demo` and `kyb-backup up`.
