@@ -88,6 +88,20 @@ def test_many_who_write_at_once_lose_nothing(tmp_path: Path) -> None:
     assert len(Views(tmp_path / "r").read("offsite", "/x").copies) == 80
 
 
+def test_what_could_not_be_tried_of_a_place_is_no_reason_to_forget_the_place(
+    machine: Machine, disk: Disk
+) -> None:
+    """As with Azure and Google, which look at no SHA-256 of ours."""
+    machine.backup()
+    machine.push()
+    with opened(machine.settings, "offsite", utc_now()) as place:
+        found = place.require_probe(utc_now()).model_copy(update={"honest_checksums": None})
+        place.see(probe=found)
+    again = known(machine)
+    assert (again.probe, set(again.copies)) == (found, {"full_1"})
+    assert not found.honest
+
+
 def test_what_has_no_copy_is_brought_but_for_what_is_bad(machine: Machine, disk: Disk) -> None:
     machine.backup("full_1")
     machine.backup("full_2", seed=2)

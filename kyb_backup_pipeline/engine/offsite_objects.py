@@ -77,7 +77,8 @@ class ObjectTarget:
                         key=m["path"], size=m["size"], modified=m["last_modified"], etag=m["e_tag"]
                     )
                     for m in chunk
-                    if end is None or m["path"] < end
+                    # not every service looks at where a listing is to begin
+                    if (begin is None or m["path"] > begin) and (end is None or m["path"] < end)
                 ]
                 if end is not None and chunk and all(m["path"] >= end for m in chunk):
                     break

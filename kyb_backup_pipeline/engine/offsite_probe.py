@@ -39,7 +39,7 @@ class Probe(BaseModel):
     at: AwareDatetime
     options: str
     create_only: bool
-    honest_checksums: bool | None
+    honest_checksums: bool | None = None
     listed_at_once: bool
     locked_until: AwareDatetime | None = None
     lock_mode: str | None = None
