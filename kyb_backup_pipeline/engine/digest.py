@@ -59,7 +59,7 @@ class TableContent(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     rows: int
-    digest: str | None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)

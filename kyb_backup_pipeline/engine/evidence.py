@@ -71,7 +71,7 @@ class Evidence(_Fact):
     sequences: dict[str, SequenceState]
     objects: dict[str, dict[str, str]]
     roles: dict[str, str]
-    large_objects: LargeObjects | None
+    large_objects: LargeObjects | None = None
     populated: dict[str, bool]
     seconds: float
     changed: int = 0
