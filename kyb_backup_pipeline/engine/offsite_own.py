@@ -1,0 +1,22 @@
+"""Is a copy that of the backup at home? Two machines may have made one id, and an id proves nothing."""
+
+import hashlib
+
+from kyb_backup_pipeline.engine.backup import FOLDERS
+from kyb_backup_pipeline.engine.files import read_whole
+from kyb_backup_pipeline.engine.manifest import MANIFEST
+from kyb_backup_pipeline.engine.offsite_copy import OffsiteCopy
+from kyb_backup_pipeline.engine.store import Repository
+
+
+def is_of_home(repository: Repository, copy: OffsiteCopy) -> bool | None:
+    """Whether the copy's manifest is, to the byte, that of the backup with its id at home; None where there is none.
+
+    Raises OSError for what cannot be read here.
+    """
+    path = repository.root / FOLDERS[copy.kind] / copy.backup_id / MANIFEST
+    try:
+        content = read_whole(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return hashlib.sha256(content).hexdigest() == copy.manifest_sha256
