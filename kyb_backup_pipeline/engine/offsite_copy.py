@@ -12,7 +12,9 @@ fetched is what was pushed; keys, passphrases and the dump's content are not in 
 
 import base64
 import hashlib
+import itertools
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -34,13 +36,18 @@ from kyb_backup_pipeline.engine.backup import FOLDERS, valid_id
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, InvalidRequest, NotFound
 from kyb_backup_pipeline.engine.manifest import (
     MANIFEST,
+    MANIFEST_CHECKSUM,
     Kind,
     Manifest,
     Sha256,
     UnreadableManifest,
     parse_manifest,
+    write_json,
 )
 from kyb_backup_pipeline.engine.offsite_target import Found, Gone, Target
+from kyb_backup_pipeline.engine.staging import checksum_line
+from kyb_backup_pipeline.engine.wal import history_name
+from kyb_backup_pipeline.engine.wal_store import named
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +59,14 @@ FORMAT_VERSION = 1
 Encryption = Literal["none", "age", "gpg"]
 
 
+_UNSIGNED = "0" * 64
+_SIGNATURE = re.compile(rb'"document_sha256": "([0-9a-f]{64})"')
+_LONGEST_NAME = 255
+_NOTHING = hashlib.sha256().hexdigest()
+
+
 class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Part(_Document):
@@ -82,12 +95,30 @@ class CopiedFile(_Document):
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts or "\0" in path or not pure.parts:
             raise ValueError("leads out of the folder")
+        if str(pure) != path or any(len(part.encode()) > _LONGEST_NAME for part in pure.parts):
+            raise ValueError("is no path of a file")
         return path
+
+    def lies_at(self, place: str) -> bool:
+        """Whether its parts have the keys that a push gives them there, and add up."""
+        keys = [part_key(place, number, part.sha256) for number, part in enumerate(self.parts)]
+        plain, age = self.encryption == "none", self.encryption == "age"
+        return (
+            [part.key for part in self.parts] == keys
+            and sum(part.size for part in self.parts) == self.stored_size
+            and (bool(self.parts) or self.stored_sha256 == _NOTHING)
+            and (not plain or (self.stored_size, self.stored_sha256) == (self.size, self.sha256))
+            and (not age or self.stored_size > self.size)
+        )
 
 
 class OffsiteCopy(_Document):
-    """The commit object. ``wal`` are files of the WAL store, with paths relative to that."""
+    """The commit object. ``wal`` are files of the WAL store, with paths relative to that.
 
+    ``document_sha256`` is of the object itself, with zeros in its own place.
+    """
+
+    document_sha256: Sha256 = _UNSIGNED
     format_version: int = FORMAT_VERSION
     backup_id: str
     kind: Kind
@@ -99,13 +130,19 @@ class OffsiteCopy(_Document):
     files: tuple[CopiedFile, ...] = ()
     wal: tuple[CopiedFile, ...] = ()
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "OffsiteCopy":
-        if self.format_version > FORMAT_VERSION:
+    @model_validator(mode="before")
+    @classmethod
+    def _is_known(cls, document: object) -> object:
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise ValueError(
-                f"format_version {self.format_version} is newer than this program knows "
+                f"format_version {version} is newer than this program knows "
                 f"({FORMAT_VERSION}): update kyb-backup-pipeline"
             )
+        return document
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "OffsiteCopy":
         try:
             valid_id(self.backup_id)
             content = base64.b64decode(self.manifest_base64, validate=True)
@@ -188,16 +225,85 @@ class DamagedCopy(CouldNotVerify):
     exit_code = 6
 
 
+def write_copy(copy: OffsiteCopy) -> bytes:
+    """The bytes of a commit object, which tell whether one of them was altered."""
+    content = write_json(copy.model_copy(update={"document_sha256": _UNSIGNED}))
+    return _signed(content, hashlib.sha256(content).hexdigest())
+
+
 def parse_copy(content: bytes, *, where: str) -> OffsiteCopy:
     """Read a commit object; it comes from outside, and is believed nothing. Raises DamagedCopy."""
     try:
-        return OffsiteCopy.model_validate_json(content)
+        copy = OffsiteCopy.model_validate_json(content)
+        reason = _altered(content) or _contradiction(copy)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         reason = f"{key}: {first['msg']}" if key else first["msg"]
+    if reason is not None:
         raise DamagedCopy(f"{where} cannot be read: {reason}",
-                          hint="was it altered there? kyb-backup offsite verify looks at the others") from None  # fmt: skip
+                          hint="was it altered there? kyb-backup offsite verify looks at the others")  # fmt: skip
+    return copy
+
+
+def _signed(content: bytes, digest: str) -> bytes:
+    return _SIGNATURE.sub(f'"document_sha256": "{digest}"'.encode(), content)
+
+
+def _altered(content: bytes) -> str | None:
+    said = _SIGNATURE.findall(content)
+    unsigned = _signed(content, _UNSIGNED)
+    if [hashlib.sha256(unsigned).hexdigest().encode()] == said:
+        return None
+    return "it has another SHA-256 than it says"
+
+
+def _contradiction(copy: OffsiteCopy) -> str | None:
+    """Where a commit object says one thing and its manifest, or its keys, another; None where nowhere."""
+    folder = folder_of(copy.kind, copy.backup_id)
+    names = sorted(
+        [*(file.path for file in copy.files), MANIFEST], key=lambda path: path.split("/")
+    )
+    for name, following in itertools.pairwise(names):
+        if following == name or following.startswith(f"{name}/"):
+            return f"{following} is in the way of {name}"
+    for file, place in [(file, f"{folder}/{file.path}") for file in copy.files] + [
+        (file, f"{WAL}/{file.path}") for file in copy.wal
+    ]:
+        if not file.lies_at(place):
+            return f"{file.path}: its parts are not those that a push makes"
+    return _against_manifest(copy) or _against_segments(copy)
+
+
+def _against_manifest(copy: OffsiteCopy) -> str | None:
+    manifest = copy.manifest
+    copied = {file.path: (file.size, file.sha256) for file in copy.files}
+    wanted = {file.path: (file.size, file.sha256) for file in manifest.files}
+    if manifest.legacy and manifest.checksum:
+        wanted[Path(manifest.backup_file).name] = (manifest.file_size, manifest.checksum)
+    if not manifest.legacy:
+        line = checksum_line(copy.manifest_bytes)
+        wanted[MANIFEST_CHECKSUM] = (len(line), hashlib.sha256(line).hexdigest())
+    lacking = [path for path, known in wanted.items() if copied.get(path) != known]
+    return f"{lacking[0]} is not in it as the manifest says" if lacking else None
+
+
+def _against_segments(copy: OffsiteCopy) -> str | None:
+    """Of an increment: all segments, each in the folder of its timeline, and the timeline's history."""
+    found: dict[str, str] = {}
+    for file in copy.wal:
+        timeline, _, name = file.path.partition("/")
+        what = named(name)
+        if what is None or what[0][:8] != timeline:
+            return f"{file.path} is no file of a WAL store"
+        found[what[0]] = what[1]
+    wal = copy.manifest.wal
+    if copy.kind != "incremental" or wal is None:
+        return None
+    lacking = [s.name for s in wal.segments if found.get(s.name) != s.sha256]
+    if wal.timeline > 1 and history_name(wal.timeline) not in found:
+        lacking.append(history_name(wal.timeline))
+    return f"{lacking[0]} is not in it as the manifest says" if lacking else None
 
 
 class Listed(_Document):

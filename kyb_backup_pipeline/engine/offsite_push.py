@@ -45,6 +45,7 @@ from kyb_backup_pipeline.engine.offsite_copy import (
     parse_copy,
     read_copy,
     stretch_of,
+    write_copy,
 )
 from kyb_backup_pipeline.engine.offsite_opening import Place
 from kyb_backup_pipeline.engine.offsite_parts import Sender
@@ -320,7 +321,12 @@ def _commit(target: Target, copy: OffsiteCopy, *, sure: bool, again: bool) -> Of
     """Make a copy of what was sent. ``sure``: the target keeps a second commit object out."""
     _require_parts(target, copy)
     key = commit_key(copy.kind, copy.backup_id)
-    content = write_json(copy)
+    content = write_copy(copy)
+    try:
+        parse_copy(content, where="what was to be pushed")
+    except DamagedCopy as error:
+        raise ProofFailed(f"{copy.backup_id} is not what its manifest says: {error.message}",
+                          hint=f"kyb-backup verify {copy.backup_id}") from error  # fmt: skip
     if again:
         target.put(key, content)
         return _read_back(target, key)

@@ -8,7 +8,7 @@ and altered cipher text are found on the way, and the whole is held against the 
 import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from kyb_backup_pipeline.engine import process
@@ -44,29 +44,38 @@ def fetching(
 
     Raises CouldNotVerify without the key.
     """
-    stored = stored_pieces(target, file)
-    if file.encryption == "none":
-        yield _judged(stored, file)
-        return
-    if file.encryption == "age" and file.stored_size <= IN_MEMORY:
-        check_opening(encryption, "age")
-        yield _judged(_unsealed(stored, encryption), file)
-        return
+    with reading_ahead(target, file.parts) as parts:
+        stored = _stored_pieces(file, parts)
+        if file.encryption == "none":
+            yield _judged(stored, file)
+        elif file.encryption == "age" and file.stored_size <= IN_MEMORY:
+            check_opening(encryption, "age")
+            yield _judged(_unsealed(stored, encryption), file)
+        else:
+            with _opening(stored, encryption, file.encryption) as pieces:
+                yield _judged(pieces, file)
+
+
+@contextlib.contextmanager
+def _opening(
+    stored: Iterator[bytes], encryption: EncryptionSettings, method: Method
+) -> Iterator[Iterator[bytes]]:
     with (
-        decrypting(encryption, file.encryption) as child,
+        decrypting(encryption, method) as child,
         ThreadPoolExecutor(1, thread_name_prefix="opening") as pool,
     ):
         try:
             feeding = pool.submit(_feed, child, stored)
-            yield _judged(_opened(child, feeding, file.encryption), file)
+            yield _opened(child, feeding, method)
         finally:
             child.kill()
 
 
-def stored_pieces(target: Target, file: CopiedFile) -> Iterator[bytes]:
+def _stored_pieces(file: CopiedFile, parts: Iterator["Future[bytes]"]) -> Iterator[bytes]:
     """What is stored of a file, part by part, each as it was sent. Raises CopyDamaged."""
     size, digest = 0, hashlib.sha256()
-    for data in _parts(target, file.parts):
+    for future in parts:
+        data = future.result()
         size += len(data)
         digest.update(data)
         yield data
@@ -87,20 +96,36 @@ def read_part(target: Target, part: Part) -> bytes:
     return data
 
 
-def _parts(target: Target, parts: Sequence[Part]) -> Iterator[bytes]:
+@contextlib.contextmanager
+def reading_ahead(target: Target, parts: Iterable[Part]) -> Iterator[Iterator["Future[bytes]"]]:
+    """The parts in order, in the block, some of them read ahead; what ``read_part`` raises, each result raises.
+
+    A block and no generator alone: one that is left by an error is closed by the garbage collector, in whatever
+    thread that runs in, and there to wait for threads can be to wait for ever.
+    """
     ahead = target.options.parallel
     waiting: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(ahead, thread_name_prefix="fetching") as pool:
         try:
-            for part in parts:
-                waiting.append(pool.submit(read_part, target, part))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield _ahead(target, parts, pool, waiting, ahead)
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _ahead(
+    target: Target,
+    parts: Iterable[Part],
+    pool: ThreadPoolExecutor,
+    waiting: "deque[Future[bytes]]",
+    ahead: int,
+) -> Iterator["Future[bytes]"]:
+    for part in parts:
+        waiting.append(pool.submit(read_part, target, part))
+        if len(waiting) >= ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
 def _judged(pieces: Iterator[bytes], file: CopiedFile) -> Iterator[bytes]:

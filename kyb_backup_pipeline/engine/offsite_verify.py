@@ -5,9 +5,9 @@ one that it calls another is read. Deep: every object is read and hashed; no key
 altered or deleted behind our back is found by both, unless the service itself lies: then only by reading.
 """
 
+import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable
 from datetime import datetime
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -15,9 +15,15 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.examination import Examination
 from kyb_backup_pipeline.engine.manifest import Finding, Kind, Verdict, utc_now
-from kyb_backup_pipeline.engine.offsite_copy import Listed, OffsiteCopy, Part, objects_of
+from kyb_backup_pipeline.engine.offsite_copy import (
+    CopiedFile,
+    Listed,
+    OffsiteCopy,
+    Part,
+    objects_of,
+)
 from kyb_backup_pipeline.engine.offsite_opening import Place
-from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged, read_part
+from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged, reading_ahead
 from kyb_backup_pipeline.engine.offsite_target import (
     Found,
     Target,
@@ -150,31 +156,30 @@ def examine_copy(
 ) -> None:
     """Note what is wrong with the objects of a copy. Raises what the target raises."""
     there = objects_of(target, copy)
-    parts = [part for file in copy.all_files for part in file.parts]
-    doubtful = [part for part in parts if _is_doubtful(look, part, there.get(part.key), deep)]
-    total = sum(part.size for part in doubtful)
+    doubtful: list[tuple[CopiedFile, Part]] = []
+    unread: set[str] = set()
+    for file in copy.all_files:
+        for part in file.parts:
+            if _is_doubtful(look, part, there.get(part.key), deep):
+                doubtful.append((file, part))
+            else:
+                unread.add(file.path)
+    total = sum(part.size for _, part in doubtful)
     done = 0
-
-    def read(part: Part) -> tuple[Part, str | None]:
-        try:
-            read_part(target, part)
-        except CopyDamaged as error:
-            return part, error.message
-        return part, None
-
-    for part, problem in _side_by_side(read, doubtful, target.options.parallel):
-        done += part.size
-        report(Progress(step="verify", done=done, total=total, detail=copy.backup_id))
-        if problem:
-            look.found(part.key, problem.removeprefix(part.key).strip())
+    files = {file.path: hashlib.sha256() for file in copy.all_files}
+    with reading_ahead(target, (part for _, part in doubtful)) as data:
+        for (file, part), future in zip(doubtful, data, strict=True):
+            try:
+                files[file.path].update(future.result())
+            except CopyDamaged as error:
+                look.found(part.key, error.message.removeprefix(part.key).strip())
+                unread.add(file.path)
+            done += part.size
+            report(Progress(step="verify", done=done, total=total, detail=copy.backup_id))
+    for file in copy.all_files:
+        if file.path not in unread and files[file.path].hexdigest() != file.stored_sha256:
+            look.found(file.path, "its parts do not make what was pushed")
     look.read = done
-
-
-def _side_by_side(
-    read: Callable[[Part], tuple[Part, str | None]], parts: Iterable[Part], parallel: int
-) -> Iterable[tuple[Part, str | None]]:
-    with ThreadPoolExecutor(parallel, thread_name_prefix="verifying") as pool:
-        yield from pool.map(read, parts)
 
 
 def _is_doubtful(look: Examination, part: Part, found: Found | None, deep: bool) -> bool:
