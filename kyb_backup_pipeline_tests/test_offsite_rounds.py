@@ -173,8 +173,7 @@ def test_one_object_that_cannot_be_read_hides_no_other_copy(machine: Machine, di
         machine.push(f"full_{number}")
     key = next(key for key in disk.objects() if "full_1/database.sql.zst" in key)
     disk.delete(key)
-    (disk.root / key).mkdir()  # reading a folder is an error of the disk to whoever wants a file
-    (disk.root / key / "x").write_bytes(b"x")
+    (disk.root / key).symlink_to(disk.root / key)  # whoever opens it gets an error of the disk
     (proofs, failed) = verify_everywhere(machine.settings, utc_now(), deep=True)
     assert failed == []
     verdicts = {proof.backup_id: proof.verdict for proof in proofs}

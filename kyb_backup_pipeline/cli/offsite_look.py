@@ -13,6 +13,7 @@ from kyb_backup_pipeline.cli.session import Session, size, with_session
 from kyb_backup_pipeline.engine.backup import FOLDERS
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, InvalidRequest, KybError, ProofFailed
 from kyb_backup_pipeline.engine.manifest import utc_now
+from kyb_backup_pipeline.engine.printable import printable
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def _table(lines: list[dict[str, Any]]) -> None:
     rows = [header]
     for line in lines:
         if line["finished_at"] is None:
-            rows.append((line["id"], line["kind"], "damaged", "", "", "", line["problem"]))
+            rows.append(
+                (line["id"], line["kind"], "damaged", "", "", "", printable(line["problem"]))
+            )
             continue
         verdict = (line["verification"] or "not yet").replace("_", " ")
         rows.append((line["id"], line["kind"], line["finished_at"][:19].replace("T", " "),
@@ -202,8 +205,8 @@ def _show(proof: "CopyProof") -> None:
     colour = {"passed": "green", "failed": "red"}.get(proof.verdict, "yellow")
     click.echo(f"{proof.backup_id} in {proof.target}  ", nl=False)
     click.secho(proof.verdict.replace("_", " "), fg=colour, bold=True, nl=False)
-    click.echo(f"  {proof.summary}")
+    click.echo(f"  {printable(proof.summary)}")
     for finding in proof.findings[1:]:
-        click.echo(f"  {finding.object} {finding.message}")
+        click.echo(f"  {printable(finding.object)} {printable(finding.message)}")
     if proof.hint and proof.verdict != "passed":
         click.echo(f"  HINT: {proof.hint}")

@@ -16,7 +16,13 @@ from pathlib import Path
 
 from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.encryption import check_opening
-from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, NotEnoughSpace, Refused
+from kyb_backup_pipeline.engine.errors import (
+    InvalidRequest,
+    KybError,
+    NotEnoughSpace,
+    NotFound,
+    Refused,
+)
 from kyb_backup_pipeline.engine.files import (
     NO_SPACE,
     flush_folder,
@@ -24,7 +30,7 @@ from kyb_backup_pipeline.engine.files import (
     no_space,
     write_durably,
 )
-from kyb_backup_pipeline.engine.manifest import MANIFEST, Proof
+from kyb_backup_pipeline.engine.manifest import MANIFEST, Proof, utc_now
 from kyb_backup_pipeline.engine.offsite_copy import (
     RECORDS,
     CopiedFile,
@@ -35,10 +41,11 @@ from kyb_backup_pipeline.engine.offsite_copy import (
 from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged, fetching
 from kyb_backup_pipeline.engine.offsite_target import Target
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
+from kyb_backup_pipeline.engine.records import CLOCKS_DIFFER
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import parse_lsn
-from kyb_backup_pipeline.engine.wal_store import WalConflict, named
+from kyb_backup_pipeline.engine.wal_store import WalConflict, WalDamaged, named
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +68,7 @@ def fetch(
     """
     repository = Repository(settings.repository)
     check_key(settings, copy)
+    check_own(repository, copy)
     steps = _Steps(target, settings, copy, report)
     try:
         with repository.writing(copy.kind, copy.backup_id, now=now, purpose="a copy from off-site",
@@ -77,6 +85,23 @@ def fetch(
     _fetch_records(repository, target, copy.backup_id)
     _log.info("%s was fetched from %s", copy.backup_id, target.url)
     return repository.find(copy.backup_id)
+
+
+def check_own(repository: Repository, copy: OffsiteCopy) -> None:
+    """One repository holds one cluster's WAL: positions of two would be taken for each other. Raises Refused."""
+    wal = copy.manifest.wal
+    if wal is None:
+        return
+    held = {
+        backup.manifest.wal.system_identifier
+        for backup in repository.backups(("base", "incremental"))
+        if backup.manifest is not None and backup.manifest.wal is not None
+    }
+    if held and wal.system_identifier not in held:
+        raise Refused(
+            f"{repository.root} holds the backups of another cluster than {copy.backup_id} is of",
+            hint="into an empty folder: offsite fetch --into DIR, restore point-in-time --work DIR",
+        )
 
 
 def fetch_into(
@@ -117,7 +142,7 @@ def fetch_into(
 def chain_of(target: Target, copy: OffsiteCopy) -> list[OffsiteCopy]:
     """What a recovery up to this copy is made of: its base and the increments in between, in that order.
 
-    A base or anything else is its own chain. Raises NotFound where the base has no copy.
+    A base or anything else is its own chain. Raises NotFound where the base, or one in between, has no copy.
     """
     if copy.kind != "incremental" or copy.manifest.wal is None or copy.manifest.wal.base is None:
         return [copy]
@@ -132,7 +157,15 @@ def chain_of(target: Target, copy: OffsiteCopy) -> list[OffsiteCopy]:
         and parse_lsn(one.copy_.manifest.wal.end_lsn) < end
     ]
     ordered = sorted(between, key=lambda c: parse_lsn(c.manifest.require_wal().end_lsn))
-    return [find_copy(target, base), *ordered, copy]
+    chain = [find_copy(target, base), *ordered, copy]
+    for one in chain[1:]:
+        previous = one.manifest.require_wal().previous
+        if previous is not None and previous not in {c.backup_id for c in chain}:
+            raise NotFound(
+                f"{previous} has no copy in {target.url}, and {one.backup_id} goes on from it",
+                hint="kyb-backup offsite list; another place may have it (--target NAME)",
+            )
+    return chain
 
 
 def check_key(settings: Settings, copy: OffsiteCopy) -> None:
@@ -182,7 +215,10 @@ def _blocks(piece: bytes) -> Iterator[memoryview]:
 
 
 def _fetch_wal(repository: Repository, steps: _Steps, files: Sequence[CopiedFile]) -> None:
-    """Bring segments into the store; one that is there stays as it is."""
+    """Bring segments into the store; one that is there and sound stays as it is.
+
+    Raises CopyDamaged for one that is not what its name says: nothing of it stays.
+    """
     if not files:
         return
     store = repository.wal
@@ -190,19 +226,23 @@ def _fetch_wal(repository: Repository, steps: _Steps, files: Sequence[CopiedFile
     for file in files:
         path = store.root / wal_path(file)
         name, sha256 = named(path.name) or ("", "")
-        known = store.find(name)
+        known = store.sound(name)
         if known is not None and known.sha256 != sha256:
             raise WalConflict(f"{name} is in the store with other content",
                               hint="does the copy come from another cluster? Use another repository")  # fmt: skip
         if known is not None:
             steps.skip(file)
             continue
-        temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+        temporary = path.parent / f".{os.getpid()}.tmp.{path.name}"  # named as it is read
         try:
             steps.write(file, temporary)
+            store.check(store.stored(path.name, temporary))
             os.rename(temporary, path)
             flush_folder(path.parent)
             flush_folder(store.root)
+        except WalDamaged as error:
+            raise CopyDamaged(f"{file.path} is not what its name says",
+                              hint="kyb-backup offsite verify --deep looks at every copy") from error  # fmt: skip
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -226,7 +266,9 @@ def _fetch_records(repository: Repository, target: Target, backup_id: str) -> No
         except ValueError:
             _log.warning("%s/%s is no record of a proof", target.url, found.key)
             continue
-        if proof.backup_id == backup_id:
+        if proof.finished_at > utc_now() + CLOCKS_DIFFER:
+            _log.warning("%s/%s is of a time to come: it stays there", target.url, found.key)
+        elif proof.backup_id == backup_id:
             repository.records.keep(proof)
 
 

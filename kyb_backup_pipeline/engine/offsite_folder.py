@@ -7,7 +7,9 @@ have in common is that they are there; the marker tells them apart (``offsite_pr
 """
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,7 +60,7 @@ class FolderTarget:
 
     def get(self, key: str) -> bytes:
         with self._errors(f"read {key}"):
-            return self._path(key).read_bytes()
+            return _read(self._path(key))
 
     def list(self, prefix: str, between: tuple[str, str] | None = None) -> Sequence[Found]:
         with self._errors(f"list {prefix}"):
@@ -114,6 +116,8 @@ class FolderTarget:
                     yield from self._below(Path(entry.path), between)
                 elif key > first and not entry.name.startswith(_TEMPORARY):
                     status = entry.stat(follow_symlinks=False)
+                    if not stat.S_ISREG(status.st_mode):
+                        continue
                     modified = datetime.fromtimestamp(status.st_mtime, UTC)
                     yield Found(key=key, size=status.st_size, modified=modified, etag=_etag(status))
 
@@ -140,6 +144,8 @@ class FolderTarget:
         except PermissionError as error:
             raise TargetRefuses(f"{self.root}: {what}: {error.strerror}",
                                 hint="as a user who may write there") from error  # fmt: skip
+        except ValueError as error:  # a name that no file can have
+            raise KybError(f"{self.root}: {what!r}: {error}") from error
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise TargetFull(f"no room left in {self.root}: {error.strerror}",
@@ -147,6 +153,15 @@ class FolderTarget:
             raise TargetUnreachable(
                 f"{self.root}: {what}: {error.strerror}", hint="look at the disk or the share"
             ) from error
+
+
+def _read(path: Path) -> bytes:
+    """A file, and nothing that a reader would wait for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "is no file", str(path))
+        return file.readall()
 
 
 def _write(path: Path, data: bytes | bytearray) -> None:

@@ -149,7 +149,15 @@ class Views:
         state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         digest = hashlib.sha256(str(self.repository.absolute()).encode()).hexdigest()[:12]
         outside = Path(state) / "kyb-backup" / f"offsite-{digest}"
-        return [self.repository / _FOLDER, outside] if self.repository.is_dir() else [outside]
+        return [self.repository / _FOLDER, outside] if _is_folder(self.repository) else [outside]
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is one, to this user: who may not look has none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def views_of(repository: Path, settings: OffsiteSettings) -> tuple[View, ...]:

@@ -189,7 +189,7 @@ class WalStore:
                     sink.write(squeeze.compress(block))
                 sink.write(squeeze.flush())
                 written = sink.close()
-            known = self._sound(name)
+            known = self.sound(name)
             if known is not None and known.sha256 != digest.hexdigest():
                 raise WalConflict(
                     f"{name} is in the store with other content (SHA-256 {known.sha256[:12]}…, "
@@ -210,7 +210,7 @@ class WalStore:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _sound(self, name: str) -> Stored | None:
+    def sound(self, name: str) -> Stored | None:
         """The stored file with this name; one that is damaged makes room for a good one."""
         known = self.find(name)
         if known is not None:
@@ -220,6 +220,13 @@ class WalStore:
                 known.path.unlink()
                 return None
         return known
+
+    def stored(self, file_name: str, path: Path) -> Stored:
+        """A file at ``path`` as if it had this name. Raises ValueError for a name that is none."""
+        match = _FILE.fullmatch(file_name)
+        if match is None:
+            raise ValueError(f"{file_name!r} is no name of a stored file")
+        return _stored(match, path, path.stat().st_size)
 
     def check(self, stored: Stored) -> None:
         """Raise WalDamaged if a file is not what its name says; of an encrypted one its checksum tells."""
@@ -281,7 +288,7 @@ class WalStore:
 
     def sweep(self) -> None:
         """Remove what killed writers left; for the one who holds the lock of increments."""
-        for path in self.root.glob("*/.*.tmp"):
+        for path in (*self.root.glob("*/.*.tmp"), *self.root.glob("*/.*.tmp.*")):
             path.unlink(missing_ok=True)
 
     def segments(self) -> dict[str, Stored]:
