@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kyb_backup_pipeline.engine.errors import Refused
+from kyb_backup_pipeline.engine import config
+from kyb_backup_pipeline.engine.errors import Refused, SettingsInvalid
 from kyb_backup_pipeline.engine.holds import Hold, Holds
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.offsite_check import offsite
@@ -358,3 +359,20 @@ def test_what_killed_writes_left_goes_after_a_day(machine: Machine, disk: Disk) 
         f"kyb/.kyb-offsite-124-{COMMIT}"
     ]
     assert machine.verify(deep=True).verdict == "passed"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://b/pre#frag", "s3://b/pre?query", "s3://b/a//b", "s3://b/a/../b", "gs://b/./a", "s3://b//",
+     "/mnt/a//b", "/mnt/../b", "//mnt/b", "file:///mnt/./b"],
+)  # fmt: skip
+def test_an_address_of_which_the_service_would_see_another_half_is_refused(url: str) -> None:
+    with pytest.raises(SettingsInvalid, match=r"offsite\.url .*can(not)? be"):
+        config.load(environment={"KYB_OFFSITE__URL": url})
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://b", "s3://b/", "s3://b/a/b/", "/mnt/a#b", "/mnt/a?b/", "file:///mnt/b", "/"]
+)
+def test_an_address_that_can_be_meant_in_one_way_only_is_taken(url: str) -> None:
+    assert config.load(environment={"KYB_OFFSITE__URL": url}).offsite.url == url
