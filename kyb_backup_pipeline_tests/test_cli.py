@@ -258,9 +258,10 @@ def test_check_names_what_is_missing(
 ) -> None:
     file = settings_file(settings, tmp_path / "kyb.toml")
     files = {name: value for name, value in platform.environment.items() if name[:4] == "KYB_"}
+    (elsewhere := tmp_path / "second-disk").mkdir()
     with mail_server() as mail:
         told = {"ALERT_EMAIL": "oncall@example.com", "KYB_ALERTS__SMTP": mail.address,
-                "KYB_OFFSITE__URL": str(tmp_path), "KYB_ENCRYPTION__DATABASE": "offsite"}  # fmt: skip
+                "KYB_OFFSITE__URL": str(elsewhere), "KYB_ENCRYPTION__DATABASE": "offsite"}  # fmt: skip
         run = Cli(file, files | told).run("check", "--json")
     assert run.returncode == 0, run.stdout
     assert {line["level"] for line in json.loads(run.stdout)} == {"ok"}

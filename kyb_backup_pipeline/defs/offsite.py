@@ -269,6 +269,8 @@ def _pruned_metadata(pruned: list[Pruned]) -> dict[str, Any]:
             for place, one in done]  # fmt: skip
     rows += [("kept", place.target, d.backup.backup_id, d.why)
              for place in pruned for d in place.plan.decisions if d.keep]  # fmt: skip
+    rows += [("left alone", place.target, folder, f"{count} objects that no push wrote")
+             for place in pruned for folder, count in sorted(place.plan.leavings.foreign.items())]  # fmt: skip
     shown = [(what, *map(markdown_text, rest)) for what, *rest in rows[:_MOST]]
     more = f"\n\n… and {len(rows) - _MOST} more" if len(rows) > _MOST else ""
     return {

@@ -8,8 +8,8 @@ from kyb_backup_pipeline.engine.encryption import check_keys, check_opening
 from kyb_backup_pipeline.engine.errors import CouldNotVerify, KybError
 from kyb_backup_pipeline.engine.offsite_copy import Listed, OffsiteCopy, list_copies
 from kyb_backup_pipeline.engine.offsite_lock import safety_of
-from kyb_backup_pipeline.engine.offsite_opening import target_of
-from kyb_backup_pipeline.engine.offsite_probe import check_marker, fingerprint
+from kyb_backup_pipeline.engine.offsite_opening import check_apart, target_of
+from kyb_backup_pipeline.engine.offsite_probe import check_marker, check_no_repository, fingerprint
 from kyb_backup_pipeline.engine.offsite_target import Target, target_settings
 from kyb_backup_pipeline.engine.offsite_view import Views
 from kyb_backup_pipeline.engine.settings import EncryptionSettings, OffsiteTargetSettings, Settings
@@ -42,8 +42,10 @@ def _target(
     )
     try:
         target = target_of(name, brief, now)
+        check_apart(target, settings)
         known = Views(settings.repository).read(name, target.url).probe
         check_marker(target, known)
+        check_no_repository(target)
         copies = list_copies(target)
     except KybError as error:
         yield Line("error", subject, error.message, error.hint)

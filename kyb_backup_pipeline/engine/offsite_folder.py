@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.files import NO_SPACE, flush_folder
@@ -28,7 +29,7 @@ from kyb_backup_pipeline.engine.offsite_target import (
 )
 from kyb_backup_pipeline.engine.settings import OffsiteTargetSettings
 
-_TEMPORARY = ".kyb-offsite-"
+TEMPORARY = ".kyb-offsite-"
 
 
 class FolderTarget:
@@ -44,7 +45,7 @@ class FolderTarget:
         path = self._path(key)
         with self._errors(f"write {key}"):
             self._make(path.parent)
-            temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{path.name}"
+            temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{path.name}"
             try:
                 _write(temporary, data)
                 if create:
@@ -73,6 +74,25 @@ class FolderTarget:
             with contextlib.suppress(FileNotFoundError), os.scandir(self._path(prefix)) as entries:
                 return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
             return []
+
+    def temporaries(self) -> Sequence[Found]:
+        """What is being written at this moment, and what killed pushes left: no listing shows it."""
+        with self._errors("list what is being written"):
+            self._require_root()
+            return [
+                found
+                for path in self.root.rglob(f"{TEMPORARY}*")
+                if (found := self._temporary(path))
+            ]
+
+    def _temporary(self, path: Path) -> Found | None:
+        with contextlib.suppress(FileNotFoundError):  # it may have got its name meanwhile
+            status = path.lstat()
+            if S_ISREG(status.st_mode):
+                modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                key = str(path.relative_to(self.root))
+                return Found(key=key, size=status.st_size, modified=modified)
+        return None
 
     def delete(self, keys: Sequence[str]) -> None:
         touched = set()
@@ -114,7 +134,7 @@ class FolderTarget:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     yield from self._below(Path(entry.path), between)
-                elif key > first and not entry.name.startswith(_TEMPORARY):
+                elif key > first and not entry.name.startswith(TEMPORARY):
                     status = entry.stat(follow_symlinks=False)
                     if not stat.S_ISREG(status.st_mode):
                         continue

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -92,6 +92,7 @@ def opened(settings: Settings, name: str, now: datetime, *, anew: bool = False) 
     views = Views(settings.repository)
     place = Place(target=target, view=views.read(name, target.url), views=views)
     try:
+        check_apart(target, settings)
         if not anew:
             check_marker(target, place.view.probe)
         yield place
@@ -99,6 +100,23 @@ def opened(settings: Settings, name: str, now: datetime, *, anew: bool = False) 
         if isinstance(error, _ITS_FAULT):
             place.fails(error, now)
         raise
+
+
+def check_apart(target: Target, settings: Settings) -> None:
+    """Raise TargetMisconfigured for a folder that is the repository, lies in it, or holds it."""
+    if not isinstance(target, FolderTarget):
+        return
+    there, home = target.root.resolve(), settings.repository.resolve()
+    same = False
+    with suppress(
+        OSError
+    ):  # one that is not there, or is closed to us, is told of by whoever needs it
+        same = there.samefile(home)
+    if same or there.is_relative_to(home) or home.is_relative_to(there):
+        raise TargetMisconfigured(
+            f"{target.url} and the repository {settings.repository} lie in each other: no copy would be elsewhere",
+            hint="offsite.url: a folder of its own, on another disk",
+        )
 
 
 def target_of(name: str, options: OffsiteTargetSettings, now: datetime) -> Target:

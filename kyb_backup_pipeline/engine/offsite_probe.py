@@ -16,6 +16,8 @@ from datetime import datetime
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from kyb_backup_pipeline.engine.backup import FOLDERS
+from kyb_backup_pipeline.engine.manifest import MANIFEST
 from kyb_backup_pipeline.engine.offsite_folder import FolderTarget
 from kyb_backup_pipeline.engine.offsite_target import (
     AlreadyThere,
@@ -28,6 +30,8 @@ from kyb_backup_pipeline.engine.offsite_target import (
 
 MARKER = "kyb-offsite.json"
 _PLACE = "probe"
+_LOCKS = ".locks"
+"""What a repository has in it, and no place for copies."""
 
 
 class Probe(BaseModel):
@@ -121,11 +125,24 @@ def check_marker(target: Target, known: Probe | None) -> None:
         )
 
 
+def check_no_repository(target: Target) -> None:
+    """Raise TargetMisconfigured for a folder that has no marker and looks like a repository, or a copy of one."""
+    if not isinstance(target, FolderTarget) or _marker(target) is not None:
+        return
+    backup = next(target.root.glob(f"{FOLDERS['full']}/*/{MANIFEST}"), None)
+    if backup is not None or (target.root / _LOCKS).is_dir():
+        raise TargetMisconfigured(
+            f"{target.url} is a repository, or a copy of one, and no place for copies",
+            hint="offsite.url: an empty folder beside it; nothing was written",
+        )
+
+
 def _mark(target: Target) -> str | None:
     if not isinstance(target, FolderTarget):
         return None
     found = _marker(target)
     if found is None:
+        check_no_repository(target)
         found = secrets.token_hex(8)
         try:
             target.put(MARKER, json.dumps({"marker": found}).encode() + b"\n", create=True)

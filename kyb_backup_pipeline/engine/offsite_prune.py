@@ -1,28 +1,27 @@
 """Deleting off-site copies that need not be kept: by the rules of home, with limits of their own.
 
 The plan is that of ``retention``: the newest, the newest that was proved, the newest few, what is held at home
-and what cannot be read stay, and a clock that jumped is refused. Of a copy the commit object goes first, so that
-what a kill leaves is no copy; then its data. WAL goes when no copy names it. What pushes left that were cut
-more than a day ago goes too. A locked object is skipped with its date, and is no error.
+and what cannot be read or is known to be bad stay, and a clock that jumped is refused. Of a copy the commit object
+goes first, so that what a kill leaves is no copy; then its data. What no copy names goes too (``offsite_sweep``). A
+locked object is skipped with its date, and is no error. What is held is known where the backups are: without them
+nothing is deleted.
 """
 
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from kyb_backup_pipeline.engine.backup import FOLDERS, LEFTOVER_AGE, Backup
-from kyb_backup_pipeline.engine.errors import CouldNotVerify, KybError, Refused
+from kyb_backup_pipeline.engine.backup import Backup
+from kyb_backup_pipeline.engine.errors import CouldNotVerify, NotFound, Refused
 from kyb_backup_pipeline.engine.holds import Holds
 from kyb_backup_pipeline.engine.inventory import Inventory, segments_of
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.offsite_copy import (
-    COMMIT,
     RECORDS,
-    WAL,
     Listed,
     commit_key,
     folder_of,
@@ -30,13 +29,24 @@ from kyb_backup_pipeline.engine.offsite_copy import (
 )
 from kyb_backup_pipeline.engine.offsite_lock import safety_of
 from kyb_backup_pipeline.engine.offsite_opening import Place
+from kyb_backup_pipeline.engine.offsite_own import is_of_home
+from kyb_backup_pipeline.engine.offsite_sweep import (
+    Cleared,
+    Leavings,
+    Remains,
+    clear,
+    find_leavings,
+    locked_until,
+    ours,
+    sweep,
+)
 from kyb_backup_pipeline.engine.offsite_target import Found, Gone, Target
 from kyb_backup_pipeline.engine.records import ProofRecords
 from kyb_backup_pipeline.engine.recovery_plan import read_history
 from kyb_backup_pipeline.engine.retention import plan_retention
 from kyb_backup_pipeline.engine.retention_rules import Decision
 from kyb_backup_pipeline.engine.settings import Settings
-from kyb_backup_pipeline.engine.standing import standing
+from kyb_backup_pipeline.engine.standing import Standing, standing
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.wal import History
 
@@ -45,10 +55,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CopyPlan:
-    """What is decided on the copies of one place. ``refusal``: why the clock is not believed."""
+    """What is decided on the copies of one place, and what no copy names there. ``refusal``: why the clock is not
+    believed.
+    """
 
     copies: Sequence[Listed]
     decisions: Sequence[Decision]
+    leavings: Leavings = field(default_factory=Leavings)
     refusal: str | None = None
 
     @property
@@ -58,22 +71,31 @@ class CopyPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Deleted:
-    """One copy, or what no copy names, and what became of it. ``why`` says why it went, or stays."""
+    """One copy, or what no copy names, and what became of it. ``why`` says why it went, or stays. ``left``: so many
+    objects stay of a copy that is none any more.
+    """
 
     what: str
     kind: str
     deleted: bool
     bytes: int
     why: str
+    left: int = 0
+
+
+def _silent(one: Deleted) -> None:
+    return
 
 
 def plan_prune(settings: Settings, place: Place, now: datetime) -> CopyPlan:
-    """Decide, and touch nothing. Raises what the target raises, CouldNotVerify."""
+    """Decide, and touch nothing. Raises Refused where home is out of sight, what the target raises, CouldNotVerify."""
     copies = list_copies(place.target)
-    inventory = _inventory(settings, place.target, copies)
+    inventory = _inventory(settings, place, copies)
     plan = plan_retention(inventory, settings.offsite.retention, now)
     refusal = plan.refusal and plan.refusal.replace("retention.", "offsite.retention.")
-    return CopyPlan(copies=copies, decisions=plan.decisions, refusal=refusal)
+    doomed = [folder_of(d.backup.kind, d.backup.backup_id) for d in plan.decisions if not d.keep]
+    leavings = find_leavings(place.target, copies, now, doomed=doomed)
+    return CopyPlan(copies=copies, decisions=plan.decisions, leavings=leavings, refusal=refusal)
 
 
 def check_clock(plan: CopyPlan, *, despite: bool = False) -> None:
@@ -87,27 +109,46 @@ def check_clock(plan: CopyPlan, *, despite: bool = False) -> None:
 
 
 def apply_prune(
-    settings: Settings, place: Place, plan: CopyPlan, *, now: datetime, despite_clock: bool = False
+    settings: Settings,
+    place: Place,
+    plan: CopyPlan,
+    *,
+    now: datetime,
+    despite_clock: bool = False,
+    tell: Callable[[Deleted], None] = _silent,
 ) -> list[Deleted]:
-    """Delete what the plan says, and what no copy names. Raises Refused, and what the target raises."""
+    """Delete what the plan says, and no more. ``tell`` is told of each at once.
+
+    Raises Refused, and what the target raises.
+    """
     check_clock(plan, despite=despite_clock)
     target = place.target
-    done = [_delete(target, decision, plan, now) for decision in _in_order(plan.doomed)]
-    remaining = list_copies(target)  # anew: somebody may have pushed meanwhile
-    done += _sweep(target, remaining, now)
-    gone = {one.what for one in done if one.deleted}
-    place.saw(gone=gone)
+    done: list[Deleted] = []
+
+    def add(one: Deleted) -> None:
+        done.append(one)
+        tell(one)
+
+    try:
+        for decision in _in_order(plan.doomed):
+            add(_delete(target, decision, plan, now))
+        remaining = list_copies(target)  # anew: somebody may have pushed meanwhile
+        for remains, cleared in sweep(target, plan.leavings.remains, remaining, now):
+            add(_swept(remains, cleared))
+    finally:  # what is gone is gone, whatever came then
+        place.saw(gone={one.what for one in done if one.deleted})
     return done
 
 
-def _inventory(settings: Settings, target: Target, copies: Sequence[Listed]) -> Inventory:
+def _inventory(settings: Settings, place: Place, copies: Sequence[Listed]) -> Inventory:
     backups = [_as_backup(listed) for listed in copies]
     repository = Repository(settings.repository)
     timelines = {b.manifest.wal.timeline for b in backups if b.manifest and b.manifest.wal}
     try:
+        _require_home(repository, place.target, copies)
         with tempfile.TemporaryDirectory(prefix="kyb-offsite-") as folder:
             records = ProofRecords(Path(folder))
-            _fetch_records(target, {listed.backup_id for listed in copies}, records)
+            _fetch_records(place.target, {listed.backup_id for listed in copies}, records)
             _add_records(repository.records, [b.backup_id for b in backups], records)
             standings = {b.backup_id: standing(records, b.backup_id) for b in backups}
         holds = {hold.backup_id: hold for hold in Holds(settings.repository).all()}
@@ -115,8 +156,33 @@ def _inventory(settings: Settings, target: Target, copies: Sequence[Listed]) -> 
     except OSError as error:
         raise CouldNotVerify(f"{error.filename} cannot be read: {error.strerror}",
                              hint="what is held is kept at home; nothing was deleted") from error  # fmt: skip
-    return Inventory(backups=backups, standings=standings, holds=holds, histories=histories,
+    return Inventory(backups=backups, standings=standings | _known_bad(place), holds=holds, histories=histories,
                      listed=segments_of(backups), wal=())  # fmt: skip
+
+
+def _require_home(repository: Repository, target: Target, copies: Sequence[Listed]) -> None:
+    """Raise Refused unless this is the repository that the copies are of: what is held is known there only."""
+    hint = (
+        "run it where the repository is that was pushed from, and mount that; nothing was deleted"
+    )
+    try:
+        repository.require_whole()
+    except NotFound as error:
+        raise Refused(f"{error.message}: so what is held is not known", hint=hint) from error
+    readable = [listed.copy_ for listed in copies if listed.copy_ is not None]
+    if readable and not any(is_of_home(repository, copy) for copy in readable):
+        raise Refused(
+            f"no copy in {target.url} is of a backup in {repository.root}: so what is held is not known",
+            hint=f"{hint}. Was home lost, and begun anew? Push a backup first",
+        )
+
+
+def _known_bad(place: Place) -> dict[str, Standing]:
+    """Copies that were read and are not what was pushed: they stand for nothing, as at home."""
+    bad = Standing(trouble="its copy failed the verification")
+    return {
+        backup_id: bad for backup_id, seen in place.view.copies.items() if seen.verdict == "failed"
+    }
 
 
 def _history(repository: Repository, timeline: int) -> History | None:
@@ -179,70 +245,36 @@ def _delete(target: Target, decision: Decision, plan: CopyPlan, now: datetime) -
     assert copy is not None  # what cannot be read is never doomed
     size = sum(file.stored_size for file in copy.files)
     kind: Kind = backup.kind
+
+    def stays(why: str) -> Deleted:
+        return Deleted(what=copy.backup_id, kind=kind, deleted=False, bytes=size, why=why)
+
     safety = safety_of(target, copy)
     if safety.until is not None and safety.until > now:
-        why = f"locked until {_day(safety.until)} ({safety.mode})"
-        return Deleted(what=copy.backup_id, kind=kind, deleted=False, bytes=size, why=why)
+        return stays(locked_until(safety.until, safety.mode))
+    data = ours(target, folder_of(kind, copy.backup_id))
     try:
         target.delete([commit_key(kind, copy.backup_id)])
-        rest = target.list(folder_of(kind, copy.backup_id))
-        target.delete([found.key for found in rest])
     except Refused as error:
-        return Deleted(what=copy.backup_id, kind=kind, deleted=False, bytes=size, why=error.message)
-    _log.info("deleted the copy %s in %s: %s", copy.backup_id, target.url, decision.why)
-    return Deleted(what=copy.backup_id, kind=kind, deleted=True, bytes=size, why=decision.why)
+        return stays(error.message)
+    cleared = clear(target, data, now) if data is not None else Cleared()
+    if cleared.pushed:
+        return stays(cleared.why)
+    why = decision.why
+    if cleared.left:
+        why += f"; no copy any more, {len(cleared.left)} objects stay: {cleared.why}"
+    freed = max(0, size - sum(found.size for found in cleared.left))
+    _log.info("deleted the copy %s in %s: %s", copy.backup_id, target.url, why)
+    return Deleted(what=copy.backup_id, kind=kind, deleted=True, bytes=freed, why=why,
+                   left=len(cleared.left))  # fmt: skip
 
 
-def _sweep(target: Target, copies: Sequence[Listed], now: datetime) -> list[Deleted]:
-    """Take away what no copy names and nobody has touched for a day."""
-    if any(listed.copy_ is None for listed in copies):
-        return []  # nobody knows what that one names
-    named = {part.key for c in copies if c.copy_ for f in c.copy_.all_files for part in f.parts}
-    committed = {folder_of(c.kind, c.backup_id) for c in copies}
-    done = []
-    groups: dict[str, list[Found]] = {}
-    for place in dict.fromkeys(FOLDERS.values()):
-        for found in target.list(place):
-            groups.setdefault(_group(found.key), []).append(found)
-    for group, objects in sorted(groups.items()):
-        if max(found.modified for found in objects) > now - LEFTOVER_AGE:
-            continue
-        in_use = group in committed or any(found.key in named for found in objects)
-        doomed = [found for found in objects if found.key not in named and not (
-            in_use and _is_word(found.key))]  # fmt: skip
-        if doomed:
-            done.append(_take_away(target, group, doomed, now))
-    return done
-
-
-def _take_away(target: Target, group: str, doomed: Sequence[Found], now: datetime) -> Deleted:
-    size = sum(found.size for found in doomed)
-    what = "wal" if group.startswith(f"{WAL}/") else "remains"
-    why = "no copy names it"
-    try:
-        locks = [lock for found in doomed[:1] if (lock := target.lock_of(found.key)) is not None]
-        locked = next((lock for lock in locks if lock.holds(now)), None)
-        if locked is not None and locked.until is not None:
-            why = f"locked until {_day(locked.until)} ({locked.mode})"
-            return Deleted(what=group, kind=what, deleted=False, bytes=size, why=why)
-        target.delete([found.key for found in doomed])
-    except Gone:
-        pass
-    except KybError as error:
-        return Deleted(what=group, kind=what, deleted=False, bytes=size, why=error.message)
-    return Deleted(what=group, kind=what, deleted=True, bytes=size, why=why)
-
-
-def _group(key: str) -> str:
-    """The folder of a backup; of WAL that of one file."""
-    return "/".join(key.split("/")[: 5 if key.startswith(f"{WAL}/") else 3])
-
-
-def _is_word(key: str) -> bool:
-    """Whether an object says something of others: a commit object, or the record of a file."""
-    name = key.rpartition("/")[2]
-    return name == COMMIT or name.startswith("file-")
-
-
-def _day(moment: datetime) -> str:
-    return "it is released" if moment.year == 9999 else f"{moment:%Y-%m-%d %H:%M} UTC"
+def _swept(remains: Remains, cleared: Cleared) -> Deleted:
+    why = cleared.why or "no copy names it"
+    return Deleted(
+        what=remains.group,
+        kind=remains.kind,
+        deleted=not cleared.left,
+        bytes=remains.bytes,
+        why=why,
+    )

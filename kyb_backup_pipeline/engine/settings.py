@@ -230,6 +230,18 @@ class OffsiteTargetSettings(_Section):
     lock_days: int | None = Field(None, ge=1, le=36_500)
     max_age: Seconds = 26 * 3600
 
+    @field_validator("url")
+    @classmethod
+    def _written_in_one_way(cls, url: str | None) -> str | None:
+        """Else half of it is dropped on the way to the service, and copies of two machines meet in one place."""
+        scheme, _, rest = (url or "").rpartition("://")
+        if scheme not in ("", "file") and ("?" in rest or "#" in rest):
+            raise ValueError("no ? and no # can be in the address of a bucket")
+        parts = rest.removeprefix("/").removesuffix("/").split("/")
+        if rest not in ("", "/") and {"", ".", ".."} & {*parts}:
+            raise ValueError('"//", "." and ".." cannot be in it: write the path in full')
+        return url
+
     @model_validator(mode="after")
     def _lock_is_whole(self) -> "OffsiteTargetSettings":
         if self.lock in ("governance", "compliance"):
