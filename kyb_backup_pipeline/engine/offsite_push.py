@@ -5,6 +5,9 @@ and read back. A push that was cut, killed or refused anywhere leaves parts and 
 and sends the rest. Encrypted files differ at each encryption, so for those a record beside the parts says what
 they hold (``file-….json``): a file that was finished is not sent again, one that was not begins anew.
 
+A prune may take for remains what a push finds and builds on. So what lies there for long is written anew, and after
+the commit it is looked once more whether all is there; what went is sent again.
+
 Who reads a backup holds its shared lock, so that no retention takes it away meanwhile. Two machines may push the
 same id: the first commit object stands. The other compares: the same content is fine, another is an error.
 """
@@ -15,7 +18,7 @@ import logging
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -36,7 +39,7 @@ from kyb_backup_pipeline.engine.offsite_copy import (
 from kyb_backup_pipeline.engine.offsite_items import Item, items_of, manifest_of
 from kyb_backup_pipeline.engine.offsite_opening import Place
 from kyb_backup_pipeline.engine.offsite_own import of_another
-from kyb_backup_pipeline.engine.offsite_parts import Sender
+from kyb_backup_pipeline.engine.offsite_parts import Sender, Tally
 from kyb_backup_pipeline.engine.offsite_source import reading
 from kyb_backup_pipeline.engine.offsite_target import Found, Gone, Target
 from kyb_backup_pipeline.engine.offsite_view import SeenCopy
@@ -47,6 +50,8 @@ from kyb_backup_pipeline.engine.store import Repository
 _log = logging.getLogger(__name__)
 
 _DATABASE_KINDS = ("full", "base", "incremental")
+_LOOKS = 5
+"""How often a copy is looked at after its commit, where somebody takes away what it names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +87,19 @@ def push(
     repository = Repository(settings.repository)
     with repository.reading(backup):
         content, manifest = manifest_of(backup)
-        known_probe = place.require_probe(now)
+        trusted = place.require_probe(now)
         target = place.target
-        standing = _standing(target, backup, again)
-        copy, sent, found = standing, 0, 0
+        standing, occupied = _standing(target, backup, again)
+        task = _Task(backup=backup, content=content, manifest=manifest, now=now, again=again,
+                     standing=standing, occupied=occupied)  # fmt: skip
+        copy, tally = standing, Tally()
         try:
             if standing is not None and standing.manifest_bytes != content:
                 raise conflict(target, standing)
             if standing is None or again:
                 items = list(items_of(repository, backup, manifest))
-                work = _Work(settings, target, manifest, items, known_probe.honest, report)
-                work.anew = again
-                with work:
-                    copy = _bring(work, backup, content, now, known_probe.create_only, again)
-                sent, found = work.sender.tally.sent, work.sender.tally.found
+                with _Work(settings, target, task, items, trusted.honest, report) as work:
+                    copy, tally = _bring(work, sure=trusted.create_only), work.sender.tally
         except CopyConflict as error:
             place.saw(damaged={backup.backup_id: of_another(error.standing)})
             raise
@@ -104,34 +108,70 @@ def push(
     already = standing is not None and not again
     seen = SeenCopy(kind=copy.kind, finished_at=copy.manifest.completed_at,
                     pushed_at=copy.pushed_at, run_id=None if already else run_id)  # fmt: skip
-    known = place.view.copies.get(backup.backup_id) if already else None
+    as_it_was = standing is not None and not tally.sent
+    known = place.view.copies.get(backup.backup_id) if as_it_was else None
     place.saw({backup.backup_id: known or seen})
     if not already:
-        _log.info("%s is in %s: %d bytes sent, %d found", copy.backup_id, target.url, sent, found)
-    return Pushed(copy=copy, already=already, sent=sent, found=found, records=records,
+        _log.info(
+            "%s is in %s: %d bytes sent, %d found",
+            copy.backup_id,
+            target.url,
+            tally.sent,
+            tally.found,
+        )
+    return Pushed(copy=copy, already=already, sent=tally.sent, found=tally.found, records=records,
                   seconds=time.monotonic() - began)  # fmt: skip
 
 
-def _standing(target: Target, backup: Backup, again: bool) -> OffsiteCopy | None:
-    """The copy that is there; one that cannot be read is none to a push that makes it whole."""
+def _standing(target: Target, backup: Backup, again: bool) -> tuple[OffsiteCopy | None, bool]:
+    """The copy that is there, and whether there is a commit object; one that cannot be read is none to a push that
+    makes it whole.
+    """
     try:
-        return read_copy(target, backup.kind, backup.backup_id)
+        copy = read_copy(target, backup.kind, backup.backup_id)
     except DamagedCopy:
         if again:
-            return None
+            return None, True
         raise
+    return copy, copy is not None
 
 
-def _bring(
-    work: "_Work", backup: Backup, content: bytes, now: datetime, sure: bool, again: bool
-) -> OffsiteCopy:
-    """Send all, and make a copy of it."""
-    work.copy_all()
-    copy = work.described(backup, content, now)
-    if lost := lost_places(work.target, copy):
-        raise BackupFailed(f"{min(lost)} is not whole in {work.target.url} any more",
-                           hint="push again: what is there is not sent twice")  # fmt: skip
-    return commit(work.target, copy, sure=sure, replace=again)
+def _bring(work: "_Work", *, sure: bool) -> OffsiteCopy:
+    """Send all and make a copy of it, until a look after the commit finds it whole: somebody may clear up meanwhile."""
+    target, replace, stands = work.target, work.task.occupied, work.task.standing
+    lost: set[str] | None = None
+    for number in range(_LOOKS):
+        if lost:
+            _log.warning("%s: %s is not whole any more, and is sent again", target.url, min(lost))
+            time.sleep(number / 2)
+        work.copy(lost)
+        copy = work.described()
+        lost = lost_places(target, copy)
+        if lost:
+            continue
+        if copy != stands:
+            copy = commit(target, copy, sure=sure, replace=replace)
+            replace, stands = True, copy
+        lost = lost_places(target, copy)
+        if not lost:
+            return copy
+    raise BackupFailed(
+        f"{target.url} loses what is sent: {min(lost or '?')} is not whole after {_LOOKS} tries",
+        hint="does somebody delete there, or a lifecycle rule? Then: kyb-backup offsite push ID --again",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What is to be brought, and the copy that stands there. ``occupied``: there is a commit object, readable or not."""
+
+    backup: Backup
+    content: bytes
+    manifest: Manifest
+    now: datetime
+    again: bool
+    standing: OffsiteCopy | None
+    occupied: bool
 
 
 class _Work:
@@ -141,44 +181,56 @@ class _Work:
         self,
         settings: Settings,
         target: Target,
-        manifest: Manifest,
+        task: _Task,
         items: Sequence[Item],
         honest: bool,
         report: Reporter,
     ) -> None:
         self.target = target
+        self.task = task
+        self._settings = settings
         self._items = items
         self._copied: dict[str, CopiedFile] = {}
-        self._settings = settings
         self._done, self._report = 0, report
         self._total = sum(item.file.stat().st_size for item in items)
         self._known: dict[str, Mapping[str, Found]] = {}
-        wanted = settings.encryption.database == "offsite" and manifest.type in _DATABASE_KINDS
+        wanted = settings.encryption.database == "offsite" and task.manifest.type in _DATABASE_KINDS
         self.encryption: EncryptionSettings | None = settings.encryption if wanted else None
         self._for = _made_for(settings.encryption) if wanted else ""
-        self.anew = False
-        self.sender = Sender(target, honest=honest, progress=self._progress)
+        files = task.standing.all_files if task.standing else ()
+        self.sender = Sender(
+            target,
+            honest=honest and not task.again,  # a service that lost content may call it what it did
+            now=task.now,
+            named=[part.key for file in files for part in file.parts],
+            progress=self._progress,
+        )
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_Work":
         self.sender.__enter__()
+        return self
 
     def __exit__(self, *error: object) -> None:
         self.sender.__exit__(None, None, None)
 
-    def copy_all(self) -> None:
-        """Send every file."""
+    def copy(self, places: Collection[str] | None = None) -> None:
+        """Send every file, or those whose parts are to be at some places."""
+        self._known.clear()
         for item in self._items:
-            self._copied[item.place] = self._copy(item)
+            if places is None or item.place in places:
+                self._copied[item.place] = self._copy(item)
 
-    def described(self, backup: Backup, content: bytes, now: datetime) -> OffsiteCopy:
-        """The commit object of what was sent. ``content`` is the manifest."""
+    def described(self) -> OffsiteCopy:
+        """The commit object of what was sent; the one that stands where nothing had to be."""
+        task, standing = self.task, self.task.standing
+        as_it_was = standing is not None and not self.sender.tally.sent
         return OffsiteCopy(
-            backup_id=backup.backup_id,
-            kind=backup.kind,
-            pushed_at=now,
-            host=socket.gethostname(),
-            manifest_base64=b64encode(content).decode(),
-            manifest_sha256=hashlib.sha256(content).hexdigest(),
+            backup_id=task.backup.backup_id,
+            kind=task.backup.kind,
+            pushed_at=standing.pushed_at if standing and as_it_was else task.now,
+            host=standing.host if standing and as_it_was else socket.gethostname(),
+            manifest_base64=b64encode(task.content).decode(),
+            manifest_sha256=hashlib.sha256(task.content).hexdigest(),
             recipients=self._settings.encryption.recipients if self.encryption else (),
             files=tuple(self._copied[item.place] for item in self._items if not item.wal),
             wal=tuple(self._copied[item.place] for item in self._items if item.wal),
@@ -188,10 +240,9 @@ class _Work:
         """Send one file; one that was sent before is only described."""
         self._detail = item.path
         method: Encryption = self.encryption.method if self.encryption else "none"
-        if self.encryption is not None and item.expected is not None and not self.anew:
+        if self.encryption is not None and item.expected is not None and not self.task.again:
             earlier = self._recorded(item, item.expected)
             if earlier is not None:
-                self.sender.tally.add(found=earlier.stored_size)
                 self._progress(earlier.stored_size)
                 return earlier
         known = self._listing(item)
@@ -222,7 +273,7 @@ class _Work:
         return f"{item.place}/file-{expected[1][:32]}-{self._for}.json"
 
     def _recorded(self, item: Item, expected: tuple[int, str]) -> CopiedFile | None:
-        """An encrypted file that was sent to its end before, if all of it is there."""
+        """An encrypted file that was sent to its end before, if all of it is there and is what was sent."""
         key = self._record_key(item, expected)
         known = self._listing(item)
         if key not in known:
@@ -231,10 +282,15 @@ class _Work:
             earlier = CopiedFile.model_validate_json(self.target.get(key))
         except (Gone, ValueError):
             return None
-        there = all(p.key in known and known[p.key].size == p.size for p in earlier.parts)
         fits = (earlier.path, earlier.size, earlier.sha256) == (item.path, *expected)
         inside = all(p.key.startswith(f"{item.place}/") for p in earlier.parts)
-        return earlier if there and fits and inside else None
+        parts = self.sender.keep_all(earlier.parts, known) if fits and inside else None
+        if parts is None:
+            return None
+        kept = earlier.model_copy(update={"parts": tuple(parts)})
+        return (
+            self._record(item, kept) if kept != earlier or self.sender.is_old(known[key]) else kept
+        )
 
     def _record(self, item: Item, copied: CopiedFile) -> CopiedFile:
         key = self._record_key(item, (copied.size, copied.sha256))
