@@ -314,8 +314,10 @@ def test_what_was_read_and_found_bad_is_not_made_good_by_a_look_at_names(folder:
         place.saw({"full_1": known.model_copy(update=bad)})
     assert folder.verify().verdict == "passed"
     assert verdict() == "failed"
-    folder.push(again=True)
+    assert folder.push(again=True).sent == 0
     assert folder.verify().verdict == "passed"
+    assert verdict() == "failed", "a push that sent nothing mended nothing"
+    assert folder.verify(deep=True).verdict == "passed"
     assert verdict() == "passed"
 
 

@@ -15,9 +15,9 @@ from kyb_backup_pipeline.engine.encryption import new_key_pair
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.offsite_check import offsite
+from kyb_backup_pipeline.engine.offsite_commit import CopyConflict
 from kyb_backup_pipeline.engine.offsite_copy import COMMIT
 from kyb_backup_pipeline.engine.offsite_parts import PartLost
-from kyb_backup_pipeline.engine.offsite_push import CopyConflict
 from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged
 from kyb_backup_pipeline.engine.offsite_target import (
     TargetFull,

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,8 +15,19 @@ from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.store import Repository
 
 if TYPE_CHECKING:
+    from kyb_backup_pipeline.engine.offsite_lacking import Lacking
     from kyb_backup_pipeline.engine.offsite_opening import Place
     from kyb_backup_pipeline.engine.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _How:
+    """What was asked for."""
+
+    everything: bool
+    again: bool
+    dry_run: bool
+    as_json: bool
 
 
 @click.command(
@@ -57,11 +69,12 @@ def push(
     settings = session.settings()
     repository = Repository(settings.repository)
     wanted = _wanted(repository, backup_ids, everything)
+    how = _How(everything=everything, again=again, dry_run=dry_run, as_json=as_json)
     lines: list[dict[str, Any]] = []
     failed: list[KybError] = []
     for name in chosen(settings.offsite, target):
         with each(name, failed):
-            _push_to(session, settings, name, wanted, everything, again, dry_run, lines, failed)
+            _push_to(session, settings, name, wanted, how, lines, failed)
     if as_json:
         click.echo(json.dumps(lines, indent=2))
     if failed:
@@ -82,36 +95,35 @@ def _push_to(
     settings: "Settings",
     name: str,
     wanted: list[Backup],
-    everything: bool,
-    again: bool,
-    dry_run: bool,
+    how: "_How",
     lines: list[dict[str, Any]],
     failed: list[KybError],
 ) -> None:
     from kyb_backup_pipeline.engine.offsite_copy import list_copies
+    from kyb_backup_pipeline.engine.offsite_lacking import lacking
+    from kyb_backup_pipeline.engine.offsite_listing import look_over, told_apart
     from kyb_backup_pipeline.engine.offsite_opening import opened
     from kyb_backup_pipeline.engine.offsite_push import push as push_one
     from kyb_backup_pipeline.engine.offsite_push import push_records
     from kyb_backup_pipeline.engine.offsite_target import TargetMisconfigured, TargetUnreachable
 
+    repository = Repository(settings.repository)
     with opened(settings, name, utc_now()) as place:
-        if everything:
-            there = {one.backup_id for one in list_copies(place.target)}
-            known = [backup.backup_id for backup in wanted if backup.backup_id in there]
-            wanted = [backup for backup in wanted if again or backup.backup_id not in there]
-            if known and not (dry_run or again):
-                push_records(Repository(settings.repository), place.target, known)
-        if dry_run:
-            for backup in wanted:
-                total = backup.require_manifest().total_size
-                lines.append({"id": backup.backup_id, "target": name, "bytes": total})
-                say(f"would copy {backup.backup_id}, {size(total)}, to {place.target.url}")
+        if how.dry_run:
+            lacks = lacking(wanted, told_apart(repository, list_copies(place.target)))
+            lines += _would(lacks, place, how)
             return
+        if how.everything:
+            lacks = lacking(wanted, look_over(place, utc_now()))
+            known = [backup.backup_id for backup in lacks.there]
+            if known and not how.again:
+                push_records(repository, place.target, known)
+            wanted = wanted if how.again else [*lacks.wanted]
         for backup in wanted:
             try:
                 with session.reporting() as report:
                     done = push_one(
-                        settings, place, backup, now=utc_now(), again=again, report=report
+                        settings, place, backup, now=utc_now(), again=how.again, report=report
                     )
             except (TargetUnreachable, TargetMisconfigured):
                 raise  # the next one would fail in the same way
@@ -123,6 +135,24 @@ def _push_to(
                     "encryption": done.copy.encryption}  # fmt: skip
             lines.append(line)
             click.echo(_said(line, place), err=True)
+
+
+def _would(lacks: "Lacking", place: "Place", how: _How) -> list[dict[str, Any]]:
+    """What a push would do, a line for each."""
+    url = place.target.url
+    lines = []
+    for backup in (*lacks.there, *lacks.wanted):
+        there, total = backup in lacks.there, backup.require_manifest().total_size
+        lines.append({"id": backup.backup_id, "target": place.target.name, "bytes": total, "there": there})  # fmt: skip
+        said = f"would copy {backup.backup_id}, {size(total)}, to {url}"
+        if there:
+            more = ", and would be held against the backup" if how.again else ""
+            said = f"{backup.backup_id} is in {url}{more}"
+        elif backup.backup_id in lacks.problems:
+            said = f"{backup.backup_id} in {url}: {lacks.problems[backup.backup_id]}"
+        if not how.as_json:
+            say(said)
+    return lines
 
 
 def _said(line: dict[str, Any], place: "Place") -> str:

@@ -20,3 +20,8 @@ def is_of_home(repository: Repository, copy: OffsiteCopy) -> bool | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return hashlib.sha256(content).hexdigest() == copy.manifest_sha256
+
+
+def of_another(copy: OffsiteCopy) -> str:
+    """What is wrong with a copy that is not of the backup at home."""
+    return f"is the copy of another backup of this id, pushed by {copy.host}"

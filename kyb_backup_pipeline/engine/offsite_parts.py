@@ -2,7 +2,8 @@
 
 Proved is a part whose SHA-256 the target checked when it took it (where the probe found that it does), or one
 that was read back and hashed. A part that is there already, from a push that was cut, is not sent again: its
-key says what it must hold, and its etag (an MD5 of our own bytes) or a reading says that it does.
+key says what it must hold, and its etag (an MD5 of our own bytes) or a reading says that it does. One that lies
+there for long, and that no copy names yet, is written anew: to a prune it is the rest of a push that was cut.
 """
 
 import hashlib
@@ -10,21 +11,32 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 
+from kyb_backup_pipeline.engine.backup import LEFTOVER_AGE
 from kyb_backup_pipeline.engine.errors import BackupFailed
 from kyb_backup_pipeline.engine.offsite_copy import CopiedFile, Encryption, Part, part_key
+from kyb_backup_pipeline.engine.offsite_folder import FolderTarget
 from kyb_backup_pipeline.engine.offsite_source import Source
-from kyb_backup_pipeline.engine.offsite_target import AlreadyThere, Found, Gone, Target
+from kyb_backup_pipeline.engine.offsite_target import (
+    AlreadyThere,
+    Found,
+    Gone,
+    Target,
+    TargetRefuses,
+)
 
 _log = logging.getLogger(__name__)
 
 _SENDINGS = 3
 """How often a part is sent that the target then holds with other content."""
+_OLD = LEFTOVER_AGE / 2
+"""After so long what a push left is written anew: a prune that takes it for remains has a day's patience."""
 
 
 class PartLost(BackupFailed):
@@ -64,14 +76,26 @@ class Tally:
 
 
 class Sender:
-    """Sends files to one target; ``known`` are the objects that were there before."""
+    """Sends files to one target; ``known`` are the objects that were there before.
+
+    ``honest``: its checksums and etags are believed. What is in ``named`` a copy names, and it is not written anew
+    for its age.
+    """
 
     def __init__(
-        self, target: Target, *, honest: bool, progress: Callable[[int], None] = lambda count: None
+        self,
+        target: Target,
+        *,
+        honest: bool,
+        now: datetime,
+        named: Collection[str] = (),
+        progress: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.tally = Tally()
         self._target = target
         self._honest = honest
+        self._old_before = now - _OLD
+        self._named = frozenset(named)
         self._progress = progress
         self._limiter = Limiter(target.options.rate_limit)
         self._parallel = target.options.parallel
@@ -129,12 +153,50 @@ class Sender:
             parts=tuple(parts),
         )
 
+    def keep(self, part: Part, known: Found) -> Part | None:
+        """A part that an earlier push sent, as it is now; None where it is not what that sent.
+
+        A service is believed that it is by the etag of then; a folder's etag tells nothing of what rots.
+        """
+        told = self._honest and known.etag is not None and known.etag == part.etag
+        same = part.model_copy(update={"etag": known.etag})
+        if told and not self.is_old(known) and not isinstance(self._target, FolderTarget):
+            self.tally.add(found=part.size)
+            return same
+        data = self._content(part.key)
+        if data is None or hashlib.sha256(data).hexdigest() != part.sha256:
+            return None
+        if self.is_old(known):
+            return self._one(part.key, data, known)
+        self.tally.add(found=part.size)
+        return same
+
+    def keep_all(self, parts: Sequence[Part], known: Mapping[str, Found]) -> list[Part] | None:
+        """All parts of a file that an earlier push sent; None where one of them is not what that sent."""
+        if any(part.key not in known or known[part.key].size != part.size for part in parts):
+            return None
+        kept = list(self._pool.map(lambda part: self.keep(part, known[part.key]), parts))
+        return None if None in kept else [part for part in kept if part is not None]
+
+    def is_old(self, known: Found) -> bool:
+        """Whether an object that no copy names lies there for so long that a prune may take it away."""
+        return known.modified < self._old_before and known.key not in self._named
+
     def _one(self, key: str, data: bytes | bytearray, known: Found | None) -> Part:
         sha256 = key.rpartition("-")[2]
-        if known is not None and known.size == len(data) and self._holds(known, data, sha256):
+        fits = known is not None and known.size == len(data)
+        fresh = known is not None and not self.is_old(known)
+        if known is not None and fits and fresh and self._holds(known, data, sha256):
             self.tally.add(found=len(data))
             return Part(key=key, size=len(data), sha256=sha256, etag=known.etag)
-        etag = self._send(key, data, sha256, replace=known is not None)
+        try:
+            etag = self._send(key, data, sha256, replace=known is not None)
+        except TargetRefuses:
+            # what is locked and cannot be overwritten cannot be deleted either
+            if known is None or not fits or not self._reads_back(key, sha256):
+                raise
+            self.tally.add(found=len(data))
+            return Part(key=key, size=len(data), sha256=sha256, etag=known.etag)
         self.tally.add(sent=len(data))
         return Part(key=key, size=len(data), sha256=sha256, etag=etag)
 
@@ -166,7 +228,11 @@ class Sender:
         )
 
     def _reads_back(self, key: str, sha256: str) -> bool:
+        data = self._content(key)
+        return data is not None and hashlib.sha256(data).hexdigest() == sha256
+
+    def _content(self, key: str) -> bytes | None:
         try:
-            return hashlib.sha256(self._target.get(key)).hexdigest() == sha256
+            return self._target.get(key)
         except Gone:
-            return False
+            return None

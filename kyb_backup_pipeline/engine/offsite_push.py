@@ -5,68 +5,53 @@ and read back. A push that was cut, killed or refused anywhere leaves parts and 
 and sends the rest. Encrypted files differ at each encryption, so for those a record beside the parts says what
 they hold (``file-….json``): a file that was finished is not sent again, one that was not begins anew.
 
+A prune may take for remains what a push finds and builds on. So what lies there for long is written anew, and after
+the commit it is looked once more whether all is there; what went is sent again.
+
 Who reads a backup holds its shared lock, so that no retention takes it away meanwhile. Two machines may push the
 same id: the first commit object stands. The other compares: the same content is fine, another is an error.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from kyb_backup_pipeline.engine.backup import Backup
 from kyb_backup_pipeline.engine.encryption import check_keys
-from kyb_backup_pipeline.engine.errors import (
-    BackupFailed,
-    CouldNotVerify,
-    NotFound,
-    ProofFailed,
-    Refused,
-)
-from kyb_backup_pipeline.engine.manifest import MANIFEST, Manifest, parse_manifest, write_json
+from kyb_backup_pipeline.engine.errors import BackupFailed, CouldNotVerify, ProofFailed
+from kyb_backup_pipeline.engine.manifest import Manifest, write_json
+from kyb_backup_pipeline.engine.offsite_commit import CopyConflict, commit, conflict, lost_places
 from kyb_backup_pipeline.engine.offsite_copy import (
     RECORDS,
-    WAL,
     CopiedFile,
     DamagedCopy,
     Encryption,
     OffsiteCopy,
-    commit_key,
-    files_of,
-    folder_of,
-    objects_of,
-    parse_copy,
     read_copy,
     stretch_of,
-    write_copy,
 )
+from kyb_backup_pipeline.engine.offsite_items import Item, items_of, manifest_of
 from kyb_backup_pipeline.engine.offsite_opening import Place
-from kyb_backup_pipeline.engine.offsite_parts import Sender
+from kyb_backup_pipeline.engine.offsite_own import of_another
+from kyb_backup_pipeline.engine.offsite_parts import Sender, Tally
 from kyb_backup_pipeline.engine.offsite_source import reading
-from kyb_backup_pipeline.engine.offsite_target import AlreadyThere, Found, Gone, Target
+from kyb_backup_pipeline.engine.offsite_target import Found, Gone, Target
 from kyb_backup_pipeline.engine.offsite_view import SeenCopy
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.settings import EncryptionSettings, Settings
 from kyb_backup_pipeline.engine.store import Repository
-from kyb_backup_pipeline.engine.wal import history_name
-from kyb_backup_pipeline.engine.wal_store import Stored
 
 _log = logging.getLogger(__name__)
 
 _DATABASE_KINDS = ("full", "base", "incremental")
-_SETTLING = 1.0
-"""Seconds after which a commit object is looked at again where nobody keeps a second one out."""
-
-
-class CopyConflict(Refused):
-    """Under this id there is a copy with other content."""
+_LOOKS = 5
+"""How often a copy is looked at after its commit, where somebody takes away what it names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +64,6 @@ class Pushed:
     found: int
     records: int
     seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Item:
-    """One file to copy: where it is at home, and where its parts go. ``expected``: size and SHA-256."""
-
-    path: str
-    file: Path
-    place: str
-    expected: tuple[int, str] | None
-    wal: bool = False
 
 
 def push(
@@ -112,52 +86,92 @@ def push(
     began = time.monotonic()
     repository = Repository(settings.repository)
     with repository.reading(backup):
-        content, manifest = _manifest(backup)
-        known_probe = place.require_probe(now)
+        content, manifest = manifest_of(backup)
+        trusted = place.require_probe(now)
         target = place.target
-        copy = _standing(target, backup, again)
-        already = copy is not None and not again
-        sent = found = 0
-        if copy is not None and copy.manifest_sha256 != hashlib.sha256(content).hexdigest():
-            raise _conflict(target, copy)
-        if copy is None or again:
-            items = list(_items(repository, backup, manifest))
-            work = _Work(settings, target, manifest, items, known_probe.honest, report)
-            work.anew = again
-            with work:
-                files = [(item, work.copy(item)) for item in items]
-            sent, found = work.sender.tally.sent, work.sender.tally.found
-            copy = OffsiteCopy(
-                backup_id=backup.backup_id,
-                kind=backup.kind,
-                pushed_at=now,
-                host=socket.gethostname(),
-                manifest_base64=b64encode(content).decode(),
-                manifest_sha256=hashlib.sha256(content).hexdigest(),
-                recipients=settings.encryption.recipients if work.encryption else (),
-                files=tuple(file for item, file in files if not item.wal),
-                wal=tuple(file for item, file in files if item.wal),
-            )
-            copy = _commit(target, copy, sure=known_probe.create_only, again=again)
+        standing, occupied = _standing(target, backup, again)
+        task = _Task(backup=backup, content=content, manifest=manifest, now=now, again=again,
+                     standing=standing, occupied=occupied)  # fmt: skip
+        copy, tally = standing, Tally()
+        try:
+            if standing is not None and standing.manifest_bytes != content:
+                raise conflict(target, standing)
+            if standing is None or again:
+                items = list(items_of(repository, backup, manifest))
+                with _Work(settings, target, task, items, trusted.honest, report) as work:
+                    copy, tally = _bring(work, sure=trusted.create_only), work.sender.tally
+        except CopyConflict as error:
+            place.saw(damaged={backup.backup_id: of_another(error.standing)})
+            raise
+        assert copy is not None
         records = push_records(repository, target, [backup.backup_id])
+    already = standing is not None and not again
     seen = SeenCopy(kind=copy.kind, finished_at=copy.manifest.completed_at,
                     pushed_at=copy.pushed_at, run_id=None if already else run_id)  # fmt: skip
-    known = place.view.copies.get(backup.backup_id) if already else None
+    as_it_was = standing is not None and not tally.sent
+    known = place.view.copies.get(backup.backup_id) if as_it_was else None
     place.saw({backup.backup_id: known or seen})
     if not already:
-        _log.info("%s is in %s: %d bytes sent, %d found", copy.backup_id, target.url, sent, found)
-    return Pushed(copy=copy, already=already, sent=sent, found=found, records=records,
+        _log.info(
+            "%s is in %s: %d bytes sent, %d found",
+            copy.backup_id,
+            target.url,
+            tally.sent,
+            tally.found,
+        )
+    return Pushed(copy=copy, already=already, sent=tally.sent, found=tally.found, records=records,
                   seconds=time.monotonic() - began)  # fmt: skip
 
 
-def _standing(target: Target, backup: Backup, again: bool) -> OffsiteCopy | None:
-    """The copy that is there; one that cannot be read is none to a push that makes it whole."""
+def _standing(target: Target, backup: Backup, again: bool) -> tuple[OffsiteCopy | None, bool]:
+    """The copy that is there, and whether there is a commit object; one that cannot be read is none to a push that
+    makes it whole.
+    """
     try:
-        return read_copy(target, backup.kind, backup.backup_id)
+        copy = read_copy(target, backup.kind, backup.backup_id)
     except DamagedCopy:
         if again:
-            return None
+            return None, True
         raise
+    return copy, copy is not None
+
+
+def _bring(work: "_Work", *, sure: bool) -> OffsiteCopy:
+    """Send all and make a copy of it, until a look after the commit finds it whole: somebody may clear up meanwhile."""
+    target, replace, stands = work.target, work.task.occupied, work.task.standing
+    lost: set[str] | None = None
+    for number in range(_LOOKS):
+        if lost:
+            _log.warning("%s: %s is not whole any more, and is sent again", target.url, min(lost))
+            time.sleep(number / 2)
+        work.copy(lost)
+        copy = work.described()
+        lost = lost_places(target, copy)
+        if lost:
+            continue
+        if copy != stands:
+            copy = commit(target, copy, sure=sure, replace=replace)
+            replace, stands = True, copy
+        lost = lost_places(target, copy)
+        if not lost:
+            return copy
+    raise BackupFailed(
+        f"{target.url} loses what is sent: {min(lost or '?')} is not whole after {_LOOKS} tries",
+        hint="does somebody delete there, or a lifecycle rule? Then: kyb-backup offsite push ID --again",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What is to be brought, and the copy that stands there. ``occupied``: there is a commit object, readable or not."""
+
+    backup: Backup
+    content: bytes
+    manifest: Manifest
+    now: datetime
+    again: bool
+    standing: OffsiteCopy | None
+    occupied: bool
 
 
 class _Work:
@@ -167,40 +181,72 @@ class _Work:
         self,
         settings: Settings,
         target: Target,
-        manifest: Manifest,
-        items: Sequence[_Item],
+        task: _Task,
+        items: Sequence[Item],
         honest: bool,
         report: Reporter,
     ) -> None:
-        self._target = target
+        self.target = target
+        self.task = task
+        self._settings = settings
         self._items = items
+        self._copied: dict[str, CopiedFile] = {}
         self._done, self._report = 0, report
         self._total = sum(item.file.stat().st_size for item in items)
         self._known: dict[str, Mapping[str, Found]] = {}
-        wanted = settings.encryption.database == "offsite" and manifest.type in _DATABASE_KINDS
+        wanted = settings.encryption.database == "offsite" and task.manifest.type in _DATABASE_KINDS
         self.encryption: EncryptionSettings | None = settings.encryption if wanted else None
         self._for = _made_for(settings.encryption) if wanted else ""
-        self.anew = False
-        self.sender = Sender(target, honest=honest, progress=self._progress)
+        files = task.standing.all_files if task.standing else ()
+        self.sender = Sender(
+            target,
+            honest=honest and not task.again,  # a service that lost content may call it what it did
+            now=task.now,
+            named=[part.key for file in files for part in file.parts],
+            progress=self._progress,
+        )
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_Work":
         self.sender.__enter__()
+        return self
 
     def __exit__(self, *error: object) -> None:
         self.sender.__exit__(None, None, None)
 
-    def copy(self, item: _Item) -> CopiedFile:
+    def copy(self, places: Collection[str] | None = None) -> None:
+        """Send every file, or those whose parts are to be at some places."""
+        self._known.clear()
+        for item in self._items:
+            if places is None or item.place in places:
+                self._copied[item.place] = self._copy(item)
+
+    def described(self) -> OffsiteCopy:
+        """The commit object of what was sent; the one that stands where nothing had to be."""
+        task, standing = self.task, self.task.standing
+        as_it_was = standing is not None and not self.sender.tally.sent
+        return OffsiteCopy(
+            backup_id=task.backup.backup_id,
+            kind=task.backup.kind,
+            pushed_at=standing.pushed_at if standing and as_it_was else task.now,
+            host=standing.host if standing and as_it_was else socket.gethostname(),
+            manifest_base64=b64encode(task.content).decode(),
+            manifest_sha256=hashlib.sha256(task.content).hexdigest(),
+            recipients=self._settings.encryption.recipients if self.encryption else (),
+            files=tuple(self._copied[item.place] for item in self._items if not item.wal),
+            wal=tuple(self._copied[item.place] for item in self._items if item.wal),
+        )
+
+    def _copy(self, item: Item) -> CopiedFile:
         """Send one file; one that was sent before is only described."""
         self._detail = item.path
         method: Encryption = self.encryption.method if self.encryption else "none"
-        if self.encryption is not None and item.expected is not None and not self.anew:
+        if self.encryption is not None and item.expected is not None and not self.task.again:
             earlier = self._recorded(item, item.expected)
             if earlier is not None:
-                self.sender.tally.add(found=earlier.stored_size)
                 self._progress(earlier.stored_size)
                 return earlier
         known = self._listing(item)
-        part = self._target.options.part_size
+        part = self.target.options.part_size
         with reading(item.file, self.encryption, part) as source:
             copied = self.sender.send(item.place, item.path, source, method, known)
         if item.expected is not None and (copied.size, copied.sha256) != item.expected:
@@ -212,38 +258,43 @@ class _Work:
             copied = self._record(item, copied)
         return copied
 
-    def _listing(self, item: _Item) -> Mapping[str, Found]:
+    def _listing(self, item: Item) -> Mapping[str, Found]:
         """What is there already, looked up once for each folder."""
         folder = item.place.rpartition("/")[0] if item.wal else "/".join(item.place.split("/")[:3])
         if folder not in self._known:
             inside = [
                 one.place for one in self._items if one.wal and one.place.startswith(f"{folder}/")
             ]
-            found = self._target.list(folder, stretch_of(inside) if item.wal else None)
+            found = self.target.list(folder, stretch_of(inside) if item.wal else None)
             self._known[folder] = {one.key: one for one in found}
         return self._known[folder]
 
-    def _record_key(self, item: _Item, expected: tuple[int, str]) -> str:
+    def _record_key(self, item: Item, expected: tuple[int, str]) -> str:
         return f"{item.place}/file-{expected[1][:32]}-{self._for}.json"
 
-    def _recorded(self, item: _Item, expected: tuple[int, str]) -> CopiedFile | None:
-        """An encrypted file that was sent to its end before, if all of it is there."""
+    def _recorded(self, item: Item, expected: tuple[int, str]) -> CopiedFile | None:
+        """An encrypted file that was sent to its end before, if all of it is there and is what was sent."""
         key = self._record_key(item, expected)
         known = self._listing(item)
         if key not in known:
             return None
         try:
-            earlier = CopiedFile.model_validate_json(self._target.get(key))
+            earlier = CopiedFile.model_validate_json(self.target.get(key))
         except (Gone, ValueError):
             return None
-        there = all(p.key in known and known[p.key].size == p.size for p in earlier.parts)
         fits = (earlier.path, earlier.size, earlier.sha256) == (item.path, *expected)
         inside = all(p.key.startswith(f"{item.place}/") for p in earlier.parts)
-        return earlier if there and fits and inside else None
+        parts = self.sender.keep_all(earlier.parts, known) if fits and inside else None
+        if parts is None:
+            return None
+        kept = earlier.model_copy(update={"parts": tuple(parts)})
+        return (
+            self._record(item, kept) if kept != earlier or self.sender.is_old(known[key]) else kept
+        )
 
-    def _record(self, item: _Item, copied: CopiedFile) -> CopiedFile:
+    def _record(self, item: Item, copied: CopiedFile) -> CopiedFile:
         key = self._record_key(item, (copied.size, copied.sha256))
-        self._target.put(key, write_json(copied))
+        self.target.put(key, write_json(copied))
         return copied
 
     def _progress(self, count: int) -> None:
@@ -258,114 +309,6 @@ def _made_for(encryption: EncryptionSettings) -> str:
     if encryption.method == "gpg":
         return "gpg"
     return hashlib.sha256(json.dumps(sorted(recipients)).encode()).hexdigest()[:8]
-
-
-def _manifest(backup: Backup) -> tuple[bytes, Manifest]:
-    """The manifest, to the byte and as a model. Raises UnreadableManifest, NotFound."""
-    backup.require_manifest()
-    path = backup.folder / MANIFEST
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(
-            f"{backup.backup_id} was made by the old scripts, without a manifest of its own",
-            hint="it stays at home: take a new backup, which can be copied",
-        ) from None
-    return content, parse_manifest(content, where=str(path))
-
-
-def _items(repository: Repository, backup: Backup, manifest: Manifest) -> Iterator[_Item]:
-    described = {file.path: (file.size, file.sha256) for file in manifest.files}
-    missing = [path for path in described if not (backup.folder / path).is_file()]
-    if missing:
-        raise ProofFailed(f"{missing[0]} of {backup.backup_id} is missing: it is not copied",
-                          hint="kyb-backup verify ID")  # fmt: skip
-    folder = folder_of(backup.kind, backup.backup_id)
-    for path in files_of(backup.folder):
-        expected = described.get(str(path))
-        if manifest.legacy and path.name == Path(manifest.backup_file).name and manifest.checksum:
-            expected = (manifest.file_size, manifest.checksum)
-        yield _Item(path=str(path), file=backup.folder / path, place=f"{folder}/{path}",
-                    expected=expected)  # fmt: skip
-    yield from _wal_items(repository, backup, manifest)
-
-
-def _wal_items(repository: Repository, backup: Backup, manifest: Manifest) -> Iterator[_Item]:
-    """The segments that an increment names, and the history of its timeline."""
-    if manifest.wal is None or backup.kind != "incremental":
-        return
-    store = repository.wal
-    named: list[Stored] = []
-    for segment in manifest.wal.segments:
-        stored = store.find(segment.name)
-        if stored is None or stored.sha256 != segment.sha256:
-            raise ProofFailed(f"{segment.name} of {backup.backup_id} is not in the store of WAL",
-                              hint=f"kyb-backup verify {backup.backup_id}")  # fmt: skip
-        named.append(stored)
-    if manifest.wal.timeline > 1:
-        history = store.find(history_name(manifest.wal.timeline))
-        if history is None:
-            raise ProofFailed(f"the history of timeline {manifest.wal.timeline} is not in the store",
-                              hint="kyb-backup backup incremental brings it in again")  # fmt: skip
-        named.append(history)
-    for stored in named:
-        path = str(stored.path.relative_to(store.root))
-        with open(stored.path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        store.check(stored)  # damaged WAL is not copied
-        yield _Item(path=path, file=stored.path, place=f"{WAL}/{path}",
-                    expected=(stored.size, sha256), wal=True)  # fmt: skip
-
-
-def _commit(target: Target, copy: OffsiteCopy, *, sure: bool, again: bool) -> OffsiteCopy:
-    """Make a copy of what was sent. ``sure``: the target keeps a second commit object out."""
-    _require_parts(target, copy)
-    key = commit_key(copy.kind, copy.backup_id)
-    content = write_copy(copy)
-    try:
-        parse_copy(content, where="what was to be pushed")
-    except DamagedCopy as error:
-        raise ProofFailed(f"{copy.backup_id} is not what its manifest says: {error.message}",
-                          hint=f"kyb-backup verify {copy.backup_id}") from error  # fmt: skip
-    if again:
-        target.put(key, content)
-        return _read_back(target, key)
-    standing = None if sure else read_copy(target, copy.kind, copy.backup_id)
-    if standing is None:
-        with contextlib.suppress(AlreadyThere):
-            target.put(key, content, create=True)
-        if not sure:
-            time.sleep(_SETTLING)
-        standing = _read_back(target, key)
-    if standing == copy or standing.same_content(copy):
-        return standing
-    raise _conflict(target, standing)
-
-
-def _read_back(target: Target, key: str) -> OffsiteCopy:
-    try:
-        return parse_copy(target.get(key), where=f"{target.url}/{key}")
-    except Gone:
-        raise BackupFailed(f"{target.url} took {key} and does not have it",
-                           hint="it cannot be trusted with a copy: use another place") from None  # fmt: skip
-
-
-def _require_parts(target: Target, copy: OffsiteCopy) -> None:
-    """Look once more whether everything is there: somebody may have cleared up meanwhile."""
-    there = objects_of(target, copy)
-    for file in copy.all_files:
-        for part in file.parts:
-            if part.key not in there or there[part.key].size != part.size:
-                raise BackupFailed(f"{part.key} is not in {target.url} any more",
-                                   hint="push again: what is there is not sent twice")  # fmt: skip
-
-
-def _conflict(target: Target, standing: OffsiteCopy) -> CopyConflict:
-    return CopyConflict(
-        f"{target.url} has another {standing.backup_id}, pushed by {standing.host} at "
-        f"{standing.pushed_at:%Y-%m-%d %H:%M:%S} UTC, with other content",
-        hint="do two machines write to one prefix? Give each its own in offsite.url. Nothing was overwritten",
-    )
 
 
 def push_records(repository: Repository, target: Target, backup_ids: Sequence[str]) -> int:

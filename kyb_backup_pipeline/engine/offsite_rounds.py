@@ -13,6 +13,7 @@ from kyb_backup_pipeline.engine.backup import FOLDERS, Backup
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.manifest import MANIFEST, Proof, utc_now
 from kyb_backup_pipeline.engine.offsite_copy import Listed
+from kyb_backup_pipeline.engine.offsite_lacking import lacking
 from kyb_backup_pipeline.engine.offsite_listing import look_over, note_safety
 from kyb_backup_pipeline.engine.offsite_lock import Safety
 from kyb_backup_pipeline.engine.offsite_opening import Place, opened
@@ -91,6 +92,7 @@ def catch_up(
 ) -> list[Failed]:
     """Bring to every place what has no copy there, and the newer records of what has.
 
+    What has one that cannot be read, or that is of another backup of its id, is a failure of that backup.
     A backup that failed its verification is not copied: it is to be looked at, and a newer one to be taken.
     """
     repository = Repository(settings.repository)
@@ -98,12 +100,10 @@ def catch_up(
     failed: list[Failed] = []
 
     def bring(place: Place) -> None:
-        there = {listed.backup_id for listed in look_over(place, now)}
-        if known := [backup.backup_id for backup in wanted if backup.backup_id in there]:
+        lacks = lacking(wanted, look_over(place, now))
+        if known := [backup.backup_id for backup in lacks.there]:
             push_records(repository, place.target, known)
-        for backup in wanted:
-            if backup.backup_id in there:
-                continue
+        for backup in lacks.wanted:
             try:
                 push(settings, place, backup, now=utc_now(), run_id=run_id, report=report)
             except (TargetUnreachable, TargetMisconfigured):
