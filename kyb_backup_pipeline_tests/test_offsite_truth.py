@@ -21,8 +21,11 @@ from kyb_backup_pipeline.engine.request import Request
 from kyb_backup_pipeline.engine.settings import Settings
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
+from kyb_backup_pipeline_tests.breaking_proxy import Answer, proxy_to
+from kyb_backup_pipeline_tests.conftest import execute
 from kyb_backup_pipeline_tests.offsite_sites import PART, Disk, Machine, machine_in
-from kyb_backup_pipeline_tests.running import Cli
+from kyb_backup_pipeline_tests.running import Cli, wait_until
+from kyb_backup_pipeline_tests.s3_server import Bucket, S3Server
 from kyb_backup_pipeline_tests.test_database_restore import Live, living
 from kyb_backup_pipeline_tests.wal_clusters import Primary, primary_of, running_cluster
 
@@ -155,6 +158,31 @@ def test_what_is_damaged_at_home_and_has_no_copy_does_not_hide_the_way_around(
     assert (run.returncode, "--work DIR" in run.stderr) == (12, True), run.stderr
 
 
+def test_a_base_after_a_promotion_can_be_recovered_before_its_first_increment(
+    place: Path, tmp_path: Path, drills: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    away = {"KYB_OFFSITE__URL": str(tmp_path / "disk")}
+    with running_cluster(place, 18) as cluster:
+        primary = primary_of(cluster, tmp_path / "home", drills, **away)
+        cluster.stop()
+        (cluster.data / "standby.signal").touch()
+        cluster.start()
+        execute(primary.target, "SELECT pg_promote()")
+        wait_until(lambda: execute(primary.target, "SELECT pg_is_in_recovery()") == [(False,)], "promoted")  # fmt: skip
+        base = primary.base()
+        assert base.require_wal().timeline == 2
+        proof = primary.drill("latest")
+        assert proof.verdict == "passed", proof.summary
+        known = variables(primary, drills, **away)
+        home = Cli(None, {**known, "BACKUP_DIR": str(tmp_path / "home")})
+        assert home.run("offsite", "push", "--all").returncode == 0
+        empty = Cli(None, {**known, "BACKUP_DIR": str(tmp_path / "empty")})
+        plan = empty.run(*recovering(place / "never", "--from", "offsite", "--dry-run", "--json"))
+        assert plan.returncode == 0, plan.stderr
+        assert json.loads(plan.stdout)["fetch"] == [base.backup_id]
+
+
 # How a copy is, and whose
 
 
@@ -260,3 +288,19 @@ def test_the_newest_copy_is_no_safety_backup_and_one_that_cannot_be_read_is_told
 def _newest(machine: Machine) -> str:
     with opened(machine.settings, "offsite", utc_now()) as place:
         return newest_copy(place.target).backup_id
+
+
+def test_who_may_not_ask_for_a_lock_does_not_hear_that_there_is_none(
+    tmp_path: Path, s3: S3Server, bucket: Bucket
+) -> None:
+    machine = machine_in(tmp_path / "machine/backups", bucket.environment())
+    machine.backup()
+    machine.push()
+    with proxy_to(s3) as proxy:
+        there = Machine(machine.root, proxy.bucket(bucket).environment())
+        with opened(there.settings, "offsite", utc_now(), anew=True) as place:
+            key = place.target.list("database")[0].key
+            lock = place.target.lock_of(key)
+            assert lock is not None and lock.until is None
+            proxy.fault = lambda passage: Answer(403) if passage.method == "HEAD" else None
+            assert place.target.lock_of(key) is None
