@@ -9,6 +9,7 @@ import pytest
 from kyb_backup_pipeline.engine.health import ELSE, STALE, Health
 from kyb_backup_pipeline.engine.manifest import Kind
 from kyb_backup_pipeline.engine.metrics import exposition
+from kyb_backup_pipeline.engine.offsite_probe import Probe
 from kyb_backup_pipeline.engine.offsite_view import SeenCopy, Trouble, View
 from kyb_backup_pipeline.engine.report import Report, as_document
 from kyb_backup_pipeline.engine.report_page import html_page
@@ -83,7 +84,8 @@ def test_the_newest_copy_of_each_kind_is_watched(kind: Kind) -> None:
     others = [fact for fact in sound() if fact.kind != kind]
     severity = "critical" if kind in DATABASE else "warning"
     found = looked(view(*others, older), facts=[*others, newer, older])
-    assert offsite(found) == {f"offsite:stale:{kind}": severity}
+    alone = {"offsite:baseless:newer": "critical"} if kind == "base" else {}  # of the increment
+    assert offsite(found) == {f"offsite:stale:{kind}": severity, **alone}
     assert found.troubles[0].backup_id == "newer" or not found.well
     # still in time; and with a copy of its own
     young = replace(newer, at=hours(25))
@@ -112,14 +114,59 @@ def test_what_was_saved_before_a_restore_and_what_cannot_be_copied_need_no_copy(
     }
 
 
-def test_a_copy_missing_between_others_is_told_unless_retention_there_took_it() -> None:
+def test_a_copy_that_is_missing_is_told_unless_retention_there_took_it() -> None:
     oldest, hole = full("full_0", 100), full("full_hole", 50)
     facts = [*sound(), hole, oldest]
     health = looked(view(*sound(), oldest), facts=facts)
     assert offsite(health) == {"offsite:missing:full": "warning"}
     assert health.troubles[0].text == "full_hole"
-    assert offsite(looked(view(*sound()), facts=facts)) == {}  # both are older than the oldest copy
     assert offsite(looked(view(*sound(), oldest), facts=facts, OFFSITE__RETENTION__FULL_DAYS="2")) == {}  # fmt: skip
+
+
+def test_copies_that_went_from_the_old_end_are_told() -> None:
+    facts = [*sound(), full("full_hole", 50), full("full_0", 100)]
+    health = looked(view(*sound()), facts=facts)
+    assert offsite(health) == {"offsite:missing:full": "warning"}
+    assert health.troubles[0].text == "full_hole, full_0"
+
+
+def test_of_a_new_place_older_backups_are_not_missing_before_their_time() -> None:
+    facts = [*sound(), full("full_hole", 50), full("full_0", 100)]
+
+    def since(ago: float) -> View:
+        copies = {f.backup_id: copy(f, pushed_at=hours(ago)) for f in sound()}
+        return view(copies=copies)
+
+    assert offsite(looked(since(25), facts=facts)) == {}
+    assert offsite(looked(since(27), facts=facts)) == {"offsite:missing:full": "warning"}
+    known = Probe(at=hours(27), options="", create_only=True, listed_at_once=True)
+    pushed_anew = since(1).model_copy(update={"probe": known})
+    assert offsite(looked(pushed_anew, facts=facts)) == {"offsite:missing:full": "warning"}
+
+
+def test_what_failed_its_verification_at_home_needs_no_copy() -> None:
+    rotten = replace(passed(hours(3)), verdict="failed")
+    facts = [*sound(), full("full_rotten", 50, verification=rotten)]
+    assert offsite(looked(view(*sound()), facts=facts)) == {}
+
+
+def test_increments_without_a_copy_of_their_base_are_critical() -> None:
+    at = hours(0.4)
+    earlier = [
+        Fact("base_0", "base", hours(200), size=900, verification=passed(hours(3))),
+        Fact("incr_0", "incremental", hours(190), verification=passed(at), restore_test=passed(at)),
+    ]
+    facts = [*sound(), *earlier]
+    assert offsite(looked(view(*facts), facts=facts)) == {}
+    kept = {"OFFSITE__RETENTION__INCREMENTAL_DAYS": "5"}  # so that it is no missing copy
+    without_base = view(*sound(), earlier[1])
+    health = looked(without_base, facts=facts, **kept)
+    assert offsite(health) == {"offsite:baseless:base_0": "critical"}
+    assert health.troubles[0].text.startswith("incr_0: ")
+    gone = looked(without_base, facts=[*sound(), earlier[1]], **kept)  # at home, too
+    assert offsite(gone) == {"offsite:baseless:incr_0": "critical"}
+    new = {i: seen.model_copy(update={"pushed_at": hours(1)}) for i, seen in without_base.copies.items()}  # fmt: skip
+    assert offsite(looked(view(copies=new), facts=facts, **kept)) == {"offsite:baseless:base_0": "warning"}  # fmt: skip
 
 
 def test_a_missing_increment_breaks_what_is_behind_it_up_to_the_next_base() -> None:

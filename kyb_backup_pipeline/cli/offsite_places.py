@@ -53,18 +53,18 @@ def chosen_backup(
 
 
 def copies_to_choose(settings: "Settings", where: str, kind: Kind) -> list[str]:
-    """A line for each copy of a kind. Raises NotFound without any."""
-    from kyb_backup_pipeline.engine.offsite_backup import holding, newest_copy
-    from kyb_backup_pipeline.engine.offsite_copy import list_copies
+    """A line for each copy of a kind, in the place that has the newest. Raises NotFound without any."""
+    from kyb_backup_pipeline.engine.offsite_backup import holding, readable_copies
 
-    now = utc_now()
-    with holding(settings, where, lambda target: newest_copy(target, kind), now) as (place, _):
-        copies = [listed.copy_ for listed in list_copies(place.target, (kind,))]
+    with holding(
+        settings, where, lambda target: readable_copies(target, kind), utc_now(),
+        newest=lambda copies: copies[0].manifest.completed_at,
+    ) as (place, copies):  # fmt: skip
+        name = place.target.name
     return [
         f"{copy.backup_id}  {copy.manifest.completed_at:%Y-%m-%d %H:%M:%S} UTC  {size(copy.size)}  "
-        f"in {place.target.name}"
+        f"in {name}"
         for copy in copies
-        if copy is not None
     ]
 
 

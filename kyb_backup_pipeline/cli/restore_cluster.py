@@ -21,7 +21,12 @@ from kyb_backup_pipeline.engine.cluster_restore import (
     prepare,
     switch_by_hand,
 )
-from kyb_backup_pipeline.engine.errors import InvalidRequest, Refused
+from kyb_backup_pipeline.engine.errors import (
+    InvalidRequest,
+    ProofFailed,
+    Refused,
+    RestoreFailed,
+)
 from kyb_backup_pipeline.engine.manifest import utc_now
 from kyb_backup_pipeline.engine.recovery_plan import RecoveryPlan
 from kyb_backup_pipeline.engine.settings import Settings
@@ -109,12 +114,8 @@ def point_in_time(
         if outline is not None and chain is not None:
             wish = replace(wish, place=outline.place.target.name)
             _bring(session, settings, outline, chain)
-    with (
-        session.reporting() as report,
-        ClusterRestore.begin(settings, wish, now=utc_now(), report=report) as restore,
-    ):
-        run_steps(restore, quiet=as_json)
-        restore.finish()
+    beside_home = where is not None and work is None
+    restore = _recovered(session, settings, wish, quiet=as_json, beside_home=beside_home)
     _tell(settings, plan, restore, as_json)
 
 
@@ -140,7 +141,28 @@ def _bring(session: Session, settings: Settings, outline: "Outline", chain: "Cha
     from kyb_backup_pipeline.engine.offsite_chain import bring_chain
 
     with session.reporting() as report:
-        bring_chain(settings, outline.place.target, chain, now=utc_now(), report=report)
+        bring_chain(settings, outline.place, chain, now=utc_now(), report=report)
+
+
+def _recovered(
+    session: Session, settings: Settings, wish: ClusterWish, *, quiet: bool, beside_home: bool
+) -> ClusterRestore:
+    """Run all steps. ``beside_home``: what was fetched lies with what was at home, which may be why it fails."""
+    restore = None
+    try:
+        with (
+            session.reporting() as report,
+            ClusterRestore.begin(settings, wish, now=utc_now(), report=report) as restore,
+        ):
+            run_steps(restore, quiet=quiet)
+            restore.finish()
+    except (ProofFailed, Refused, RestoreFailed) as error:
+        if beside_home and (restore is None or not restore.journal.done("recover")):
+            from kyb_backup_pipeline.engine.offsite_present import AROUND
+
+            error.hint = f"{AROUND}, and nothing that is at home" + (f"; {error.hint}" if error.hint else "")  # fmt: skip
+        raise
+    return restore
 
 
 def _ask(settings: Settings, journal: ClusterJournal, yes: bool) -> None:
@@ -165,14 +187,19 @@ def _show(
     if as_json:
         fetched = {} if chain is None else {
             "fetch": [copy.backup_id for copy in chain.missing], "fetch_bytes": chain.size,
-            "fetch_into": str(chain.repository), "room": chain.room,
+            "fetch_into": str(chain.repository), "room": chain.room, "fetch_from": chain.place,
+            "fetch_wal": [file.path for file in chain.wal],
         }  # fmt: skip
         click.echo(json.dumps(_document(plan, journal) | fetched, indent=2))
         return
     if chain is not None:
-        ids = ", ".join(copy.backup_id for copy in chain.missing) or "nothing, all of it is there"
+        names = [copy.backup_id for copy in chain.missing]
+        if chain.wal:
+            names.append(f"{len(chain.wal)} files of WAL that are missing or damaged")
+        ids = ", ".join(names) or "nothing, all of it is there"
         click.echo(f"fetched       {ids}: {size(chain.size)} into {chain.repository}, "
                    f"{size(chain.room)} are free there")  # fmt: skip
+        click.echo(f"from          {chain.place}")
     base = plan.base
     click.echo(f"target        {plan.moment}")
     click.echo(f"base backup   {base.backup_id}, {size(base.uncompressed_size or 0)} unpacked")

@@ -10,7 +10,7 @@ A copy is held against its commit object wherever it is read: CopyDamaged at the
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,13 @@ from kyb_backup_pipeline.engine.contents import IN_MEMORY, Content, reading_bloc
 from kyb_backup_pipeline.engine.encryption import Undecryptable, check_opening, method_of, unseal
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, NotEnoughSpace, NotFound
 from kyb_backup_pipeline.engine.files import free_bytes
-from kyb_backup_pipeline.engine.manifest import Kind
+from kyb_backup_pipeline.engine.manifest import (
+    MANIFEST,
+    MANIFEST_CHECKSUM,
+    Kind,
+    Verdict,
+    utc_now,
+)
 from kyb_backup_pipeline.engine.offsite_copy import (
     CopiedFile,
     OffsiteCopy,
@@ -33,10 +39,16 @@ from kyb_backup_pipeline.engine.offsite_copy import (
 )
 from kyb_backup_pipeline.engine.offsite_fetch import fetch_into
 from kyb_backup_pipeline.engine.offsite_opening import Place, opened
-from kyb_backup_pipeline.engine.offsite_reading import fetching, read_part
+from kyb_backup_pipeline.engine.offsite_own import is_of_home
+from kyb_backup_pipeline.engine.offsite_push import CopyConflict
+from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged, fetching, read_part
 from kyb_backup_pipeline.engine.offsite_target import Target, chosen
+from kyb_backup_pipeline.engine.offsite_view import SeenCopy
 from kyb_backup_pipeline.engine.progress import Reporter, silent
+from kyb_backup_pipeline.engine.request import SAFETY_PREFIX
 from kyb_backup_pipeline.engine.settings import EncryptionSettings, Settings
+from kyb_backup_pipeline.engine.staging import checksum_line
+from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.throwaway import private_folder, sweep
 
 _log = logging.getLogger(__name__)
@@ -119,9 +131,13 @@ def _blocks(pieces: Iterator[bytes]) -> Iterator[bytes]:
 class OffsiteBackup(Backup):
     """A backup in an off-site place. ``folder`` is a private one, empty until it is brought there."""
 
-    target: Target
+    at: Place
     copy: OffsiteCopy
     copied: CopiedFiles
+
+    @property
+    def target(self) -> Target:
+        return self.at.target
 
     @property
     def files(self) -> CopiedFiles:
@@ -164,14 +180,18 @@ class OffsiteBackup(Backup):
 
 @contextlib.contextmanager
 def offsite_backup(settings: Settings, place: Place, copy: OffsiteCopy) -> Iterator[OffsiteBackup]:
-    """The backup that a copy is, for the block. Raises CouldNotVerify where there is no folder for it."""
+    """The backup that a copy is, for the block. That the copy is damaged, wherever that is found, is written down.
+
+    Raises CouldNotVerify where there is no folder for it, CopyConflict for a copy of another backup than that at home.
+    """
+    require_own(settings, place.target, copy)
     sweep(settings.restore_test.directory)
-    with private_folder(settings.restore_test.directory) as private:
+    with private_folder(settings.restore_test.directory) as private, noting(place, copy):
         folder = private / copy.backup_id
         folder.mkdir(mode=0o700)
         backup = OffsiteBackup(
             backup_id=copy.backup_id, kind=copy.kind, folder=folder, manifest=copy.manifest,
-            target=place.target, copy=copy, copied=CopiedFiles(place.target, copy, folder),
+            at=place, copy=copy, copied=CopiedFiles(place.target, copy, folder),
         )  # fmt: skip
         if copy.manifest.legacy or copy.kind not in ("full", "base", "incremental"):
             backup.bring(settings)  # it is read more than once, already for the plan
@@ -179,40 +199,128 @@ def offsite_backup(settings: Settings, place: Place, copy: OffsiteCopy) -> Itera
 
 
 @contextlib.contextmanager
+def noting(place: Place, copy: OffsiteCopy) -> Iterator[None]:
+    """Write down that a copy is damaged where that is what the block fails with, or why it does."""
+    try:
+        yield
+    except KybError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, CopyDamaged):
+            cause = cause.__cause__
+        if cause is not None:
+            note(place, copy, "failed", cause.message)
+        raise
+
+
+def note(place: Place, copy: OffsiteCopy, verdict: Verdict, summary: str) -> None:
+    """Write down what became of a copy that was read, for whoever asks how it is."""
+    known = place.view.copies.get(copy.backup_id)
+    seen = SeenCopy(kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at,
+                    verified_at=utc_now(), deep=True, verdict=verdict, summary=summary,
+                    run_id=known.run_id if known else None)  # fmt: skip
+    place.saw({copy.backup_id: seen})
+
+
+def require_own(settings: Settings, target: Target, copy: OffsiteCopy) -> None:
+    """Raise CopyConflict where home has another backup with this id: the copy is not a copy of that one.
+
+    A manifest at home that is damaged tells nothing: then it may be this copy that is needed.
+    """
+    repository = Repository(settings.repository)
+    try:
+        if is_of_home(repository, copy) is not False or not _has_sound_manifest(repository, copy):
+            return
+    except OSError as error:
+        _log.warning("%s at home cannot be compared with its copy: %s", copy.backup_id, error)
+        return
+    raise CopyConflict(
+        f"the copy of {copy.backup_id} in {target.name} is of another backup than the one at home, pushed by "
+        f"{copy.host} at {copy.pushed_at:%Y-%m-%d %H:%M:%S} UTC",
+        hint="do two machines write to one prefix? Give each its own in offsite.url. If it is that backup which is "
+        "wanted: name an empty folder as BACKUP_DIR",
+    )
+
+
+def _has_sound_manifest(repository: Repository, copy: OffsiteCopy) -> bool:
+    folder = repository.folder(copy.kind) / copy.backup_id
+    backup = repository.read(copy.kind, folder)
+    if backup is None or backup.manifest is None:
+        return False
+    checksum = folder / MANIFEST_CHECKSUM
+    return backup.manifest.legacy or (
+        checksum.is_file()
+        and checksum.read_bytes() == checksum_line((folder / MANIFEST).read_bytes())
+    )
+
+
+@contextlib.contextmanager
 def backup_from(
     settings: Settings, where: str, backup_id: str | None, now: datetime
 ) -> Iterator[OffsiteBackup]:
     """The backup ``backup_id`` (None: the newest full one) from ``where`` (``named_place``), for the block."""
+
+    def wanted(target: Target) -> OffsiteCopy:
+        if backup_id is None:
+            return newest_copy(target)
+        copy = find_copy(target, backup_id)
+        require_own(settings, target, copy)
+        return copy
+
+    newest = None if backup_id is not None else (lambda copy: copy.manifest.completed_at)
     with (
-        holding(settings, where, lambda target: _wanted(target, backup_id), now) as (place, copy),
+        holding(settings, where, wanted, now, newest=newest) as (place, copy),
         offsite_backup(settings, place, copy) as backup,
     ):
         yield backup
 
 
-def _wanted(target: Target, backup_id: str | None) -> OffsiteCopy:
-    return newest_copy(target) if backup_id is None else find_copy(target, backup_id)
-
-
 @contextlib.contextmanager
 def holding(
-    settings: Settings, where: str, find: Callable[[Target], _T], now: datetime
+    settings: Settings,
+    where: str,
+    find: Callable[[Target], _T],
+    now: datetime,
+    *,
+    newest: Callable[[_T], datetime] | None = None,
 ) -> Iterator[tuple[Place, _T]]:
     """The first place that answers and has what ``find`` looks for, for the block.
 
-    Raises what the last place raises, and InvalidRequest, SettingsInvalid, NotFound for ``where``.
+    With ``newest`` that place of all that answer which has the newest, as that says; of those that did not answer
+    is told that they may have newer. Raises what the last place raises, and InvalidRequest, SettingsInvalid,
+    NotFound for ``where``.
     """
     names = list(chosen(settings.offsite, named_place(where)))
-    for name in names[:-1]:
+    if len(names) > 1:
+        names = [_choice(settings, names, find, now, newest)]
+    with opened(settings, names[0], now) as place:
+        yield place, find(place.target)
+
+
+def _choice(
+    settings: Settings,
+    names: Sequence[str],
+    find: Callable[[Target], _T],
+    now: datetime,
+    newest: Callable[[_T], datetime] | None,
+) -> str:
+    """The place to take it from: the last one where no place has it, to fail with what that one says."""
+    found: dict[str, datetime] = {}
+    for name in names:
         try:
             with opened(settings, name, now) as place:
-                find(place.target)
-            names = [name]
-            break
-        except KybError as error:
+                one = find(place.target)
+            if newest is None:
+                return name
+            found[name] = newest(one)
+        except NotFound as error:
             _log.warning("%s: %s", name, error.message)
-    with opened(settings, names[-1], now) as place:
-        yield place, find(place.target)
+        except KybError as error:
+            more = "" if newest is None else "; it did not answer, and may have newer"
+            _log.warning("%s: %s%s", name, error.message, more)
+    best = max(found, key=found.__getitem__, default=names[-1])
+    if len(found) > 1:
+        _log.info("the newest is in %s", best)
+    return best
 
 
 def named_place(where: str) -> str | None:
@@ -225,8 +333,24 @@ def named_place(where: str) -> str | None:
 
 
 def newest_copy(target: Target, kind: Kind = "full") -> OffsiteCopy:
-    """The newest copy of a kind that can be read. Raises NotFound."""
-    for listed in list_copies(target, (kind,)):
-        if listed.copy_ is not None:
-            return listed.copy_
-    raise NotFound(f"no copy of a {kind} backup in {target.url}", hint="kyb-backup offsite list")
+    """The newest copy of a kind, but for what was saved before a restore. Raises NotFound."""
+    for copy in readable_copies(target, kind):
+        if not copy.backup_id.startswith(SAFETY_PREFIX):
+            return copy
+    raise _none(target, kind)
+
+
+def readable_copies(target: Target, kind: Kind) -> list[OffsiteCopy]:
+    """The copies of a kind, the newest first; of one that cannot be read is told. Raises NotFound without any."""
+    listed = list_copies(target, (kind,))
+    for one in listed:
+        if one.copy_ is None:
+            _log.warning("%s: the copy of %s may be newer, but cannot be used: %s",
+                         target.name, one.backup_id, one.problem)  # fmt: skip
+    if copies := [one.copy_ for one in listed if one.copy_ is not None]:
+        return copies
+    raise _none(target, kind)
+
+
+def _none(target: Target, kind: Kind) -> NotFound:
+    return NotFound(f"no copy of a {kind} backup in {target.url}", hint="kyb-backup offsite list")

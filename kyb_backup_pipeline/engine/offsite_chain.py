@@ -9,7 +9,6 @@ fetched into a real repository, and the recovery goes on from there.
 import contextlib
 import itertools
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,10 +19,11 @@ from kyb_backup_pipeline.engine.errors import NotEnoughSpace, NotFound, Refused
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.journal import journal_folder
 from kyb_backup_pipeline.engine.manifest import MANIFEST
-from kyb_backup_pipeline.engine.offsite_backup import check_copied, holding
-from kyb_backup_pipeline.engine.offsite_copy import Listed, OffsiteCopy, list_copies
+from kyb_backup_pipeline.engine.offsite_backup import check_copied, holding, noting
+from kyb_backup_pipeline.engine.offsite_copy import CopiedFile, Listed, OffsiteCopy, list_copies
 from kyb_backup_pipeline.engine.offsite_fetch import fetch, wal_path
 from kyb_backup_pipeline.engine.offsite_opening import Place
+from kyb_backup_pipeline.engine.offsite_present import bring_wal, look_at_home
 from kyb_backup_pipeline.engine.offsite_reading import fetching
 from kyb_backup_pipeline.engine.offsite_target import Target
 from kyb_backup_pipeline.engine.progress import Reporter, silent
@@ -46,11 +46,14 @@ class Outline:
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """What is to be fetched into ``repository``, in this order. ``present`` are the ids that are there already.
+    """What is to be fetched into ``repository``, in this order. ``present`` are the ids that are there already, and
+    sound; ``wal`` is what the store lacks, or has damaged, besides.
 
-    ``room`` is what is free there, in bytes.
+    ``room`` is what is free there, in bytes; ``place`` is where it comes from, for a person.
     """
 
+    place: str
+    wal: tuple[CopiedFile, ...]
     missing: tuple[OffsiteCopy, ...]
     present: tuple[str, ...]
     repository: Path
@@ -60,19 +63,19 @@ class Chain:
     def size(self) -> int:
         """Bytes, WAL that several increments name counted once."""
         files = {(c.backup_id, f.path): f.size for c in self.missing for f in c.files}
-        wal = {f.path: f.size for c in self.missing for f in c.wal}
+        wal = {f.path: f.size for f in (*self.wal, *(f for c in self.missing for f in c.wal))}
         return sum(files.values()) + sum(wal.values())
 
 
 @contextlib.contextmanager
 def outlined(settings: Settings, where: str, now: datetime) -> Iterator[Outline]:
-    """The outline of a place (``named_place``) for the block.
+    """The outline of a place (``named_place``; of several that answer the one with the newest) for the block.
 
     Raises NotFound where it has no base backup, CouldNotVerify without the key for a timeline's history.
     """
     sweep(settings.restore_test.directory)
     with (
-        holding(settings, where, _listed, now) as (place, listed),
+        holding(settings, where, _listed, now, newest=_newest) as (place, listed),
         private_folder(settings.restore_test.directory) as private,
     ):
         repository = Repository(private / "outline")
@@ -100,6 +103,10 @@ def _listed(target: Target) -> list[Listed]:
     return found
 
 
+def _newest(listed: Sequence[Listed]) -> datetime:
+    return max(one.copy_.manifest.completed_at for one in listed if one.copy_ is not None)
+
+
 def _outline_wal(settings: Settings, target: Target, root: Path, copy: OffsiteCopy) -> None:
     """The names of segments; the histories of timelines with their content, which plans are made of."""
     for file in copy.wal:
@@ -123,8 +130,8 @@ def working_in(settings: Settings, work: Path) -> Settings:
 def chain_for(settings: Settings, outline: Outline, plan: RecoveryPlan) -> Chain:
     """What a plan that was made of the outline needs, and the repository of ``settings`` does not have.
 
-    Raises CouldNotVerify without the key or with another one, Refused where the repository is another cluster's,
-    NotEnoughSpace.
+    Raises CouldNotVerify without the key or with another one, Refused where the repository is another cluster's
+    or what it has of the chain is damaged, NotEnoughSpace.
     """
     repository = Repository(settings.repository)
     _check_own(repository, plan)
@@ -133,15 +140,19 @@ def chain_for(settings: Settings, outline: Outline, plan: RecoveryPlan) -> Chain
         ids.append(increment.backup_id)
         if not plan.moment.latest and increment == plan.increment:
             break
-    missing = [outline.copies[i] for i in ids if not _has(repository, outline.copies[i])]
-    for copy in missing:
-        for files in (sorted(copy.files, key=lambda f: f.size), copy.wal[::-1]):
-            sealed = (f for f in files if f.encryption != "none" or method_of(f.path))
-            for file in itertools.islice(sealed, 1):
-                check_copied(outline.place.target, file, settings.encryption)
+    home = look_at_home(repository, [outline.copies[i] for i in ids])
+    missing = [outline.copies[i] for i in ids if i not in home.ids]
+    lots = [each for c in missing for each in (sorted(c.files, key=lambda f: f.size), c.wal[::-1])]
+    for files in (*lots, home.lacking):
+        sealed = (f for f in files if f.encryption != "none" or method_of(f.path))
+        for file in itertools.islice(sealed, 1):
+            check_copied(outline.place.target, file, settings.encryption)
+    target = outline.place.target
     chain = Chain(
+        place=f"{target.name} ({target.url})",
+        wal=home.lacking,
         missing=tuple(missing),
-        present=tuple(i for i in ids if outline.copies[i] not in missing),
+        present=home.ids,
         repository=repository.root,
         room=free_bytes(repository.root),
     )
@@ -155,7 +166,7 @@ def chain_for(settings: Settings, outline: Outline, plan: RecoveryPlan) -> Chain
 
 def bring_chain(
     settings: Settings,
-    target: Target,
+    place: Place,
     chain: Chain,
     *,
     now: datetime,
@@ -163,15 +174,13 @@ def bring_chain(
 ) -> None:
     """Fetch what is missing. What was fetched stays, so that a second try has less to do.
 
-    Raises as ``fetch``.
+    Raises as ``fetch``; a copy that is found damaged is written down as that.
     """
     Repository(settings.repository).create()
+    bring_wal(settings, place.target, chain.wal, now=now)
     for copy in chain.missing:
-        fetch(settings, target, copy, now=now, report=report)
-
-
-def _has(repository: Repository, copy: OffsiteCopy) -> bool:
-    return os.path.exists(repository.folder(copy.kind) / copy.backup_id / MANIFEST)
+        with noting(place, copy):
+            fetch(settings, place.target, copy, now=now, report=report)
 
 
 def _check_own(repository: Repository, plan: RecoveryPlan) -> None:

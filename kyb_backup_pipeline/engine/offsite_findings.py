@@ -33,6 +33,7 @@ def off_site(
         yield from _reached(place, due, now)
         if place.ever_seen:
             yield from _missing(place, due, settings.offsite.retention, now)
+            yield from _leading_nowhere(place, facts, now)
         yield from _proofs(place, settings.health.verified_max_age, now)
         yield from _locked(place, now)
 
@@ -64,17 +65,72 @@ def _reached(place: PlaceStanding, due: Sequence[Fact], now: datetime) -> Iterat
 def _missing(
     place: PlaceStanding, due: Sequence[Fact], kept: OffsiteRetentionSettings, now: datetime
 ) -> Iterator[Trouble]:
-    """Backups that should have a copy by now: behind the newest one, and in between."""
+    """Backups that should have a copy by now: newer than the newest one, and older.
+
+    The older ones are brought in the night, too, so of a place that is new none is missing before its own time is
+    over: then it was there, and went. What failed its verification is not copied, which is told at home.
+    """
+    settled = now - _first_seen(place, now) > place.max_age
     for kind in KINDS:
         copies = [c.finished_at for c in place.view.copies.values() if c.kind == kind]
         lacking = [f for f in due if f.kind == kind and place.state(f.backup_id) is None]
         newer = [f for f in lacking if f.at is not None and (not copies or f.at > max(copies))]
         if newer:
             yield _stale(place, kind, newer, now)
-        between = [f for f in lacking if f.at is not None and copies and min(copies) < f.at < max(copies)
-                   and _still_kept(f, due, kept, now)]  # fmt: skip
-        if between:
-            yield _holes(place, kind, between)
+        older = [f for f in lacking if f not in newer and not _known_bad(f)
+                 and _still_kept(f, due, kept, now)]  # fmt: skip
+        if older and settled:
+            yield _holes(place, kind, older)
+
+
+def _first_seen(place: PlaceStanding, now: datetime) -> datetime:
+    """Since when there is the place, as far as is known."""
+    view = place.view
+    times = [seen.pushed_at for seen in view.copies.values()]
+    times += [view.probe.at] if view.probe is not None else []
+    return min(times, default=view.looked_at or now)
+
+
+def _known_bad(fact: Fact) -> bool:
+    return fact.verification is not None and fact.verification.verdict == "failed"
+
+
+def _leading_nowhere(
+    place: PlaceStanding, facts: Sequence[Fact], now: datetime
+) -> Iterator[Trouble]:
+    """Copies of increments without a copy of their base there: nothing can be recovered from these.
+
+    The base of an increment is the newest that was taken before it, at home or there. A new one may still be on its
+    way; of a new place, to which older ones come in the night, it is told less loudly.
+    """
+    settled = now - _first_seen(place, now) > place.max_age
+    copies = place.view.copies
+    bases = {i: seen.finished_at for i, seen in copies.items() if seen.kind == "base"}
+    bases |= {f.backup_id: f.at for f in facts if f.kind == "base" and f.at is not None}
+    alone: dict[str, list[str]] = {}
+    for backup_id, seen in copies.items():
+        if seen.kind == "incremental":
+            before = [i for i, at in bases.items() if at <= seen.finished_at]
+            base = max(before, key=bases.__getitem__, default="")
+            if not base or place.state(base) is None:
+                alone.setdefault(base, []).append(backup_id)
+    for base, increments in alone.items():
+        if base and now - bases[base] <= place.max_age:
+            continue
+        missing = f"of their base {base}" if base else "of any base before them"
+        yield Trouble(
+            key=f"{OFFSITE}{place.name}:baseless:{base or increments[0]}",
+            severity="critical" if settled else "warning",
+            title=f"increments in {place.name} lead nowhere: there is no copy {missing}",
+            text=f"{_some(increments)}: nothing can be recovered from these copies",
+            hint=f"kyb-backup offsite push {base}" if base else "kyb-backup offsite push --all",
+            backup_id=base or increments[0],
+        )  # fmt: skip
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def _stale(place: PlaceStanding, kind: Kind, newer: Sequence[Fact], now: datetime) -> Trouble:
@@ -92,19 +148,18 @@ def _stale(place: PlaceStanding, kind: Kind, newer: Sequence[Fact], now: datetim
     )  # fmt: skip
 
 
-def _holes(place: PlaceStanding, kind: Kind, between: Sequence[Fact]) -> Trouble:
+def _holes(place: PlaceStanding, kind: Kind, older: Sequence[Fact]) -> Trouble:
     """Without an increment what is behind it leads nowhere, until the next base backup."""
     base = place.newest.get("base")
     broken = kind == "incremental" and base is not None and any(
-        f.at is not None and f.at > base[1].finished_at for f in between
+        f.at is not None and f.at > base[1].finished_at for f in older
     )  # fmt: skip
     severity: Severity = "critical" if broken else "warning"
-    more = f" and {len(between) - _NAMED} more" if len(between) > _NAMED else ""
-    names = ", ".join(f.backup_id for f in between[:_NAMED])
     return Trouble(
         key=f"{OFFSITE}{place.name}:missing:{kind}", severity=severity,
-        title=f"copies are missing in {place.name}, between others ({named(kind)}: {len(between)})",
-        text=f"{names}{more}", hint="kyb-backup offsite push --all", backup_id=between[0].backup_id,
+        title=f"copies are missing in {place.name} ({named(kind)}: {len(older)})",
+        text=_some([f.backup_id for f in older]), hint="kyb-backup offsite push --all",
+        backup_id=older[0].backup_id,
     )  # fmt: skip
 
 

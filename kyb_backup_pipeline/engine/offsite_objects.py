@@ -105,7 +105,7 @@ class ObjectTarget:
             return None
         store = self._store
 
-        def ask() -> Lock:
+        def ask() -> Lock | None:
             url = obstore.sign(store, "HEAD", key, _SIGNED_FOR)
             try:
                 answer = requests.head(url, timeout=min(60, self.options.timeout))
@@ -115,7 +115,8 @@ class ObjectTarget:
                 raise Gone(key)
             if answer.status_code >= 500 or answer.status_code == 429:
                 raise Passing(str(answer.status_code))
-            return _lock(answer)
+            # who may not ask (403) learns nothing; no header would read as no lock
+            return _lock(answer) if answer.status_code == 200 else None
 
         return self._patiently(f"look at {key}", ask)
 

@@ -234,6 +234,8 @@ def _of_base(
         path = [m for m in own if _on(history, m, first)]
         if any(set(_ids(path)) <= {*_ids(c.increments), *c.unreached} for c in found):
             continue  # a later timeline leads to all of it
+        if not path:
+            lost = ()  # a base is consistent by what it brings: where its timeline comes from is not asked
         found.append(_coverage(base, history, path, lost, names))
     return found or [_coverage(base, History(wal.timeline), [], (), names)]
 

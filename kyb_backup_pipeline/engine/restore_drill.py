@@ -30,10 +30,14 @@ from kyb_backup_pipeline.engine.manifest import (
     Manifest,
     Proof,
 )
-from kyb_backup_pipeline.engine.offsite_backup import OffsiteBackup, newest_copy, offsite_backup
+from kyb_backup_pipeline.engine.offsite_backup import (
+    OffsiteBackup,
+    newest_copy,
+    note,
+    offsite_backup,
+)
 from kyb_backup_pipeline.engine.offsite_copy import OffsiteCopy
 from kyb_backup_pipeline.engine.offsite_opening import Place
-from kyb_backup_pipeline.engine.offsite_view import SeenCopy
 from kyb_backup_pipeline.engine.postgres import FIXED_SETTINGS, Target, connect
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.restore import (
@@ -85,15 +89,17 @@ def drill_full_backup(
 ) -> Proof:
     """Restore a full backup, compare it, keep the record. A bad backup is a verdict.
 
-    A run that found differences names each of them in ``findings``.
+    Of a copy it is written down, too, how that one is. A run that found differences names each of them in ``findings``.
     """
     repository = Repository(settings.repository)
     course = Course()
     with repository.reading(backup), course.judging():
         _drill(settings, backup, course, report)
     proof = course.proof(backup.backup_id, "restore_test", now, run_id)
-    if backup.place is not None:
+    if isinstance(backup, OffsiteBackup):
         proof = _of_copy(proof, backup.place)
+        if proof.verdict != "could_not_verify":
+            note(backup.at, backup.copy, proof.verdict, proof.summary)
     repository.records.keep(proof)
     return proof
 
@@ -111,21 +117,15 @@ def drill_copy(
 
     The record is kept at home and names the place: a pass is one of that backup, too, a failure of its copy
     alone. Neither the database nor
-    the backup at home is needed. Raises NotFound without any copy, and what the target raises while it is looked
-    for; a bad copy is a verdict, and a target that goes away *could not verify*.
+    the backup at home is needed. Raises NotFound without any copy, CopyConflict for a copy of another backup than
+    the one at home with its id, and what the target raises while it is looked for; a bad copy is a verdict, and a target that goes away *could not verify*.
     """
     copy = newest_copy(place.target) if copy is None else copy
     if copy.kind != "full":
         raise InvalidRequest(f"{copy.backup_id} is a backup of kind {copy.kind}",
                              hint="kyb-backup offsite list --kind full")  # fmt: skip
     with offsite_backup(settings, place, copy) as backup:
-        proof = drill_full_backup(settings, backup, now=now, report=report, run_id=run_id)
-    if proof.verdict != "could_not_verify":
-        seen = SeenCopy(kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at,
-                        verified_at=proof.finished_at, deep=True, verdict=proof.verdict,
-                        summary=proof.summary)  # fmt: skip
-        place.saw({copy.backup_id: seen})
-    return proof
+        return drill_full_backup(settings, backup, now=now, report=report, run_id=run_id)
 
 
 def _of_copy(proof: Proof, name: str) -> Proof:

@@ -13,7 +13,7 @@ from kyb_backup_pipeline.engine.errors import CouldNotVerify, ProofFailed
 from kyb_backup_pipeline.engine.evidence import EVIDENCE_FILE
 from kyb_backup_pipeline.engine.examination import Examination
 from kyb_backup_pipeline.engine.manifest import MANIFEST, MANIFEST_CHECKSUM, Manifest
-from kyb_backup_pipeline.engine.offsite_backup import OffsiteBackup
+from kyb_backup_pipeline.engine.offsite_backup import OffsiteBackup, note
 from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged
 from kyb_backup_pipeline.engine.offsite_verify import examine_copy
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
@@ -34,13 +34,15 @@ def require_sound(
 ) -> str:
     """Verify a backup that is to be restored, wherever it lies; return what was found in a sentence.
 
-    Raises ProofFailed for a bad one, CouldNotVerify. The record of a backup at home is kept.
+    Raises ProofFailed for a bad one, CouldNotVerify. The record of a backup at home is kept; of a bad
+    copy it is written down that it is.
     """
     if isinstance(backup, OffsiteBackup):
         seen = Examination()
         examine_offsite(settings, backup, seen, report)
         if seen.findings:
             first = seen.findings[0]
+            note(backup.at, backup.copy, "failed", f"{first.object} {first.message}")
             raise ProofFailed(f"{backup.backup_id} in {backup.place} is bad: {first.object} {first.message}",
                               hint="restore another: kyb-backup offsite list")  # fmt: skip
         if seen.unverifiable is not None:
