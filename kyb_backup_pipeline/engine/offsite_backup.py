@@ -31,6 +31,7 @@ from kyb_backup_pipeline.engine.manifest import (
     Verdict,
     utc_now,
 )
+from kyb_backup_pipeline.engine.offsite_commit import CopyConflict
 from kyb_backup_pipeline.engine.offsite_copy import (
     CopiedFile,
     OffsiteCopy,
@@ -40,7 +41,6 @@ from kyb_backup_pipeline.engine.offsite_copy import (
 from kyb_backup_pipeline.engine.offsite_fetch import fetch_into
 from kyb_backup_pipeline.engine.offsite_opening import Place, opened
 from kyb_backup_pipeline.engine.offsite_own import is_of_home
-from kyb_backup_pipeline.engine.offsite_push import CopyConflict
 from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged, fetching, read_part
 from kyb_backup_pipeline.engine.offsite_target import Target, chosen
 from kyb_backup_pipeline.engine.offsite_view import SeenCopy
@@ -238,6 +238,7 @@ def require_own(settings: Settings, target: Target, copy: OffsiteCopy) -> None:
         f"{copy.host} at {copy.pushed_at:%Y-%m-%d %H:%M:%S} UTC",
         hint="do two machines write to one prefix? Give each its own in offsite.url. If it is that backup which is "
         "wanted: name an empty folder as BACKUP_DIR",
+        standing=copy,
     )
 
 

@@ -243,7 +243,7 @@ def parse_copy(content: bytes, *, where: str) -> OffsiteCopy:
     if reason is not None:
         raise DamagedCopy(f"{where} cannot be read: {reason}",
                           hint="was it altered there? kyb-backup offsite verify looks at the others")  # fmt: skip
-    return copy
+    return copy.model_copy(update={"document_sha256": _UNSIGNED})  # that was of the document
 
 
 def _signed(content: bytes, digest: str) -> bytes:
