@@ -351,6 +351,9 @@ def test_what_killed_writes_left_goes_after_a_day(machine: Machine, disk: Disk) 
     left = f"{part.rpartition('/')[0]}/.kyb-offsite-123-00000-ab"
     disk.write(left, b"half")
     assert pruned(machine) == []
+    machine.backup("full_2", seed=2)
+    machine.push("full_2")
+    disk.write(f"kyb/database/full/full_2/{COMMIT}", b"damaged")  # nobody knows what that one names
     aged(disk.root)
     disk.write(f"kyb/.kyb-offsite-124-{COMMIT}", b"being written")
     (one,) = pruned(machine)
@@ -359,6 +362,23 @@ def test_what_killed_writes_left_goes_after_a_day(machine: Machine, disk: Disk) 
         f"kyb/.kyb-offsite-124-{COMMIT}"
     ]
     assert machine.verify(deep=True).verdict == "passed"
+    assert planned(machine).leavings.remains == []
+
+
+def test_nothing_is_swept_while_nobody_knows_what_a_copy_names(
+    machine: Machine, disk: Disk
+) -> None:
+    machine.backup()
+    machine.backup("full_2", seed=2)
+    push_all(machine)
+    cut(disk, "full", "full_1")
+    plan = planned(machine)
+    assert [one.group for one in plan.leavings.remains] == ["database/full/full_1"]
+    disk.write(f"kyb/database/full/full_2/{COMMIT}", b"damaged since it was looked at")
+    settings, now = machine.settings, utc_now()
+    with opened(settings, "offsite", now) as place:
+        assert apply_prune(settings, place, plan, now=now) == []
+    assert planned(machine).leavings.remains == []
 
 
 @pytest.mark.parametrize(

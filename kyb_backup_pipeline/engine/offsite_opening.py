@@ -108,14 +108,13 @@ def check_apart(target: Target, settings: Settings) -> None:
         return
     there, home = target.root.resolve(), settings.repository.resolve()
     same = False
-    with suppress(
-        OSError
-    ):  # one that is not there, or is closed to us, is told of by whoever needs it
+    with suppress(OSError):  # what is not there, or closed to us, is told by whoever needs it
         same = there.samefile(home)
     if same or there.is_relative_to(home) or home.is_relative_to(there):
         raise TargetMisconfigured(
             f"{target.url} and the repository {settings.repository} lie in each other: no copy would be elsewhere",
-            hint="offsite.url: a folder of its own, on another disk",
+            hint="offsite.url: a folder of its own, on another disk. Only to read copies from there: let BACKUP_DIR name "
+            "an empty folder elsewhere",
         )
 
 

@@ -119,6 +119,8 @@ def sweep(
 
     Raises TargetUnreachable, TargetMisconfigured.
     """
+    for one in (one for one in remains if one.kind == "temporary"):
+        yield one, _clear_temporary(target, one)
     if any(listed.copy_ is None for listed in copies):
         return
     named = named_by(listed.copy_ for listed in copies)
@@ -127,11 +129,8 @@ def sweep(
         replace(one, objects=tuple(f for f in one.objects if f.key not in named)) for one in remains
     ]
     still = [one for one in still if one.objects]
-    for one in still:
-        if one.kind == "temporary":
-            yield one, _clear_temporary(target, one)
-        elif one.kind == "remains":
-            yield one, clear(target, one, now)
+    for one in (one for one in still if one.kind == "remains"):
+        yield one, clear(target, one, now)
     for some in _some([one for one in still if one.kind == "wal"]):
         yield from _clear_wal(target, some, known, now)
 
