@@ -10,6 +10,7 @@ import pytest
 
 from kyb_backup_pipeline.engine import offsite_push
 from kyb_backup_pipeline.engine.errors import BackupFailed
+from kyb_backup_pipeline.engine.holds import Hold, Holds
 from kyb_backup_pipeline.engine.manifest import MANIFEST_CHECKSUM, utc_now
 from kyb_backup_pipeline.engine.offsite_commit import CopyConflict
 from kyb_backup_pipeline.engine.offsite_copy import COMMIT
@@ -123,6 +124,55 @@ def test_a_dry_run_says_what_is_there_and_what_is_of_another(
     lines = json.loads(said(machine, "--all", "--json"))
     assert {line["id"]: line["there"] for line in lines} == {"full_1": True, "full_2": False}
     assert "of another backup" in said(host_b, "--all")
+
+
+def nightly(machine: Machine) -> tuple[str, list[str]]:
+    """A push and a prune: what the push says, and what it brings."""
+    pushed = machine.cli.run("offsite", "push", "--all", "--json")
+    assert pushed.returncode == 0
+    pruned = machine.cli.run("offsite", "prune", "--yes", "--json")
+    assert pruned.returncode == 0
+    return pushed.stderr, [line["id"] for line in json.loads(pushed.stdout)]
+
+
+def test_what_retention_there_would_not_keep_is_not_brought_each_night_again(
+    machine: Machine,
+) -> None:
+    machine = machine.with_settings(
+        retention__full_days="5", retention__incremental_days="5", retention__largest_share="1"
+    )
+    for day in range(12):
+        machine.shelf.put("full", f"full_{day:02}", day + 0.1)
+    machine.shelf.prove("full_08")  # the newest that was verified
+    Holds(machine.root).place(
+        Hold(backup_id="full_10", until=utc_now() + timedelta(days=9), why="audit")
+    )
+    machine.shelf.base("base_gone", 20, 0)
+    machine.shelf.increment("incr_gone", 19, "base_gone", range(0, 2))
+    machine.shelf.base("base_1", 9, 2)  # needed by what is young
+    machine.shelf.increment("incr_1", 8, "base_1", range(2, 4))
+    machine.shelf.increment("incr_2", 1, "base_1", range(4, 6))
+    kept = {*(f"full_{day:02}" for day in range(5)), "full_08", "full_10", "base_1", "incr_1", "incr_2"}  # fmt: skip
+    said, brought = nightly(machine)
+    assert set(brought) == kept
+    assert "offsite.retention would not keep it" in said and "and 6 more" in said
+    assert nightly(machine)[1] == []
+    assert set(machine.ids()) == kept
+    assert catch_up(machine.settings, utc_now()) == []
+    assert set(machine.ids()) == kept
+    run = machine.cli.run("offsite", "push", "--all", "--dry-run")
+    assert "and 6 more" in run.stdout and "would copy" not in run.stdout
+    status = json.loads(machine.with_settings(max_age="60").cli.run("status", "--json").stdout)
+    keys = {trouble["key"] for trouble in status["troubles"]}
+    assert {key for key in keys if key.startswith("offsite:")} == {"offsite:offsite:deletable"}
+    assert machine.push("full_11").sent > 0, "who asks for one gets it"
+
+
+def test_the_newest_few_are_brought_whatever_their_age(machine: Machine) -> None:
+    for day in range(100, 105):
+        machine.shelf.put("full", f"full_{day}", day)
+    assert catch_up(machine.settings, utc_now()) == []
+    assert sorted(machine.ids()) == ["full_100", "full_101", "full_102"]
 
 
 @pytest.fixture(params=["plain", "sealed"])

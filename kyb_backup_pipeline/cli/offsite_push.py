@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ class _How:
     again: bool
     dry_run: bool
     as_json: bool
+    doomed: Mapping[str, str]
 
 
 @click.command(
@@ -39,7 +41,12 @@ Examples:
   kyb-backup offsite push ID --again         (make a damaged copy whole)"""
 )
 @click.argument("backup_ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Every backup that has no copy there.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Every backup that has no copy there, and that would be kept there.",
+)
 @click.option("--again", is_flag=True, help="Hold a copy against the backup, and mend it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be copied, copy nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
@@ -64,12 +71,14 @@ def push(
     """
     if everything and backup_ids:
         raise InvalidRequest("--all and ids contradict each other")
+    from kyb_backup_pipeline.engine.offsite_retained import not_retained
     from kyb_backup_pipeline.engine.offsite_target import chosen
 
     settings = session.settings()
     repository = Repository(settings.repository)
     wanted = _wanted(repository, backup_ids, everything)
-    how = _How(everything=everything, again=again, dry_run=dry_run, as_json=as_json)
+    doomed = not_retained(settings, wanted, utc_now()) if everything else {}
+    how = _How(everything=everything, again=again, dry_run=dry_run, as_json=as_json, doomed=doomed)
     lines: list[dict[str, Any]] = []
     failed: list[KybError] = []
     for name in chosen(settings.offsite, target):
@@ -110,15 +119,17 @@ def _push_to(
     repository = Repository(settings.repository)
     with opened(settings, name, utc_now()) as place:
         if how.dry_run:
-            lacks = lacking(wanted, told_apart(repository, list_copies(place.target)))
+            lacks = lacking(wanted, told_apart(repository, list_copies(place.target)), how.doomed)
             lines += _would(lacks, place, how)
             return
         if how.everything:
-            lacks = lacking(wanted, look_over(place, utc_now()))
+            lacks = lacking(wanted, look_over(place, utc_now()), how.doomed)
             known = [backup.backup_id for backup in lacks.there]
             if known and not how.again:
                 push_records(repository, place.target, known)
-            wanted = wanted if how.again else [*lacks.wanted]
+            wanted = [b for b in wanted if b in lacks.wanted or (how.again and b in lacks.there)]
+            if lacks.said:
+                click.echo(f"{place.target.url}: {lacks.said}", err=True)
         for backup in wanted:
             try:
                 with session.reporting() as report:
@@ -152,6 +163,8 @@ def _would(lacks: "Lacking", place: "Place", how: _How) -> list[dict[str, Any]]:
             said = f"{backup.backup_id} in {url}: {lacks.problems[backup.backup_id]}"
         if not how.as_json:
             say(said)
+    if lacks.said and not how.as_json:
+        say(f"{url}: {lacks.said}")
     return lines
 
 

@@ -151,7 +151,8 @@ def verify_each_copy(
 @dg.op(
     out=dg.Out(dg.Nothing),
     tags={"kind": "storage"},
-    description="Copy to every place what has no copy there yet, and the newer records of what has.",
+    description="Copy to every place what has no copy there yet and would be kept there, and the newer records of "
+    "what has.",
 )
 def copy_what_has_no_copy(
     context: dg.OpExecutionContext, engine: EngineResource

@@ -19,6 +19,7 @@ from kyb_backup_pipeline.engine.offsite_lock import Safety
 from kyb_backup_pipeline.engine.offsite_opening import Place, opened
 from kyb_backup_pipeline.engine.offsite_prune import CopyPlan, Deleted, apply_prune, plan_prune
 from kyb_backup_pipeline.engine.offsite_push import Pushed, push, push_records
+from kyb_backup_pipeline.engine.offsite_retained import not_retained
 from kyb_backup_pipeline.engine.offsite_target import (
     TargetMisconfigured,
     TargetUnreachable,
@@ -92,15 +93,19 @@ def catch_up(
 ) -> list[Failed]:
     """Bring to every place what has no copy there, and the newer records of what has.
 
-    What has one that cannot be read, or that is of another backup of its id, is a failure of that backup.
+    What has one that cannot be read, or that is of another backup of its id, is a failure of that backup. What
+    retention would not keep there is passed over.
     A backup that failed its verification is not copied: it is to be looked at, and a newer one to be taken.
     """
     repository = Repository(settings.repository)
     wanted = _sound(repository)
+    doomed = not_retained(settings, wanted, now)
     failed: list[Failed] = []
 
     def bring(place: Place) -> None:
-        lacks = lacking(wanted, look_over(place, now))
+        lacks = lacking(wanted, look_over(place, now), doomed)
+        if lacks.said:
+            _log.info("%s: %s", place.target.name, lacks.said)
         if known := [backup.backup_id for backup in lacks.there]:
             push_records(repository, place.target, known)
         for backup in lacks.wanted:
