@@ -138,6 +138,10 @@ def test_of_a_new_place_older_backups_are_not_missing_before_their_time() -> Non
         return view(copies=copies)
 
     assert offsite(looked(since(25), facts=facts)) == {}
+    both = {**since(25).copies, "full_0": copy(facts[-1], pushed_at=hours(25))}
+    assert offsite(looked(view(copies=both), facts=facts)) == {
+        "offsite:missing:full": "warning"
+    }  # in between
     assert offsite(looked(since(27), facts=facts)) == {"offsite:missing:full": "warning"}
     known = Probe(at=hours(27), options="", create_only=True, listed_at_once=True)
     pushed_anew = since(1).model_copy(update={"probe": known})
@@ -163,6 +167,11 @@ def test_increments_without_a_copy_of_their_base_are_critical() -> None:
     health = looked(without_base, facts=facts, **kept)
     assert offsite(health) == {"offsite:baseless:base_0": "critical"}
     assert health.troubles[0].text.startswith("incr_0: ")
+    assert health.troubles[0].hint == "kyb-backup offsite push base_0"
+    rotten = replace(earlier[0], verification=replace(passed(at), verdict="failed"))
+    health = looked(without_base, facts=[*sound(), rotten, earlier[1]], **kept)
+    (trouble,) = (one for one in health.troubles if one.key == "offsite:offsite:baseless:base_0")
+    assert trouble.hint == "kyb-backup backup base", "what is bad is not pushed"
     gone = looked(without_base, facts=[*sound(), earlier[1]], **kept)  # at home, too
     assert offsite(gone) == {"offsite:baseless:incr_0": "critical"}
     new = {i: seen.model_copy(update={"pushed_at": hours(1)}) for i, seen in without_base.copies.items()}  # fmt: skip

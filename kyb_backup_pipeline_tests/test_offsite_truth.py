@@ -103,7 +103,7 @@ def test_of_several_places_that_with_the_newest_is_recovered_from(
 
 @pytest.mark.parametrize("harm", ["missing", "rotten"])
 def test_a_segment_that_is_damaged_at_home_comes_from_the_copy(
-    chain: Chain, place: Path, harm: str
+    chain: Chain, place: Path, tmp_path: Path, harm: str
 ) -> None:
     whole, into = chain.segment.read_bytes(), place / f"home-{free_port()}"
     if harm == "missing":
@@ -116,9 +116,16 @@ def test_a_segment_that_is_damaged_at_home_comes_from_the_copy(
     document = json.loads(plan.stdout)
     assert document["fetch"] == []
     assert [path.split("/")[1].split("-")[0] for path in document["fetch_wal"]] == [segment]
+    (there,) = (p for p in (tmp_path / "cloud").rglob("*") if segment in str(p) and p.is_file())
+    pushed = there.read_bytes()
+    there.write_bytes(pushed[:-1] + b"?")
+    assert home.run(*recovering(into, "--from", "offsite", "--yes")).returncode == 6
+    found = json.loads(home.run("status", "--json").stdout)["troubles"]
+    assert f"offsite:cloud:bad:{chain.increments[1].backup_id}" in {one["key"] for one in found}
+    there.write_bytes(pushed)
     done = home.run(*recovering(into, "--from", "offsite", "--yes"))
     assert done.returncode == 0, done.stderr
-    assert "1 files of WAL" in done.stdout
+    assert "1 file of WAL" in done.stdout
     assert chain.segment.read_bytes() == whole
     shutil.rmtree(into)
 

@@ -195,7 +195,8 @@ def _show(
     if chain is not None:
         names = [copy.backup_id for copy in chain.missing]
         if chain.wal:
-            names.append(f"{len(chain.wal)} files of WAL that are missing or damaged")
+            some = "1 file" if len(chain.wal) == 1 else f"{len(chain.wal)} files"
+            names.append(f"{some} of WAL, missing or damaged at home")
         ids = ", ".join(names) or "nothing, all of it is there"
         click.echo(f"fetched       {ids}: {size(chain.size)} into {chain.repository}, "
                    f"{size(chain.room)} are free there")  # fmt: skip

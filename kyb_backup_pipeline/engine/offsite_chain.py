@@ -46,13 +46,14 @@ class Outline:
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """What is to be fetched into ``repository``, in this order. ``present`` are the ids that are there already, and
-    sound; ``wal`` is what the store lacks, or has damaged, besides.
+    """What a recovery needs, and of that what is to be fetched into ``repository``, in this order. ``present`` are the
+    ids that are there already, and sound; ``wal`` is what the store lacks, or has damaged, besides.
 
     ``room`` is what is free there, in bytes; ``place`` is where it comes from, for a person.
     """
 
     place: str
+    copies: tuple[OffsiteCopy, ...]
     wal: tuple[CopiedFile, ...]
     missing: tuple[OffsiteCopy, ...]
     present: tuple[str, ...]
@@ -140,8 +141,9 @@ def chain_for(settings: Settings, outline: Outline, plan: RecoveryPlan) -> Chain
         ids.append(increment.backup_id)
         if not plan.moment.latest and increment == plan.increment:
             break
-    home = look_at_home(repository, [outline.copies[i] for i in ids])
-    missing = [outline.copies[i] for i in ids if i not in home.ids]
+    copies = tuple(outline.copies[i] for i in ids)
+    home = look_at_home(repository, copies)
+    missing = [copy for copy in copies if copy.backup_id not in home.ids]
     lots = [each for c in missing for each in (sorted(c.files, key=lambda f: f.size), c.wal[::-1])]
     for files in (*lots, home.lacking):
         sealed = (f for f in files if f.encryption != "none" or method_of(f.path))
@@ -150,6 +152,7 @@ def chain_for(settings: Settings, outline: Outline, plan: RecoveryPlan) -> Chain
     target = outline.place.target
     chain = Chain(
         place=f"{target.name} ({target.url})",
+        copies=copies,
         wal=home.lacking,
         missing=tuple(missing),
         present=home.ids,
@@ -177,7 +180,10 @@ def bring_chain(
     Raises as ``fetch``; a copy that is found damaged is written down as that.
     """
     Repository(settings.repository).create()
-    bring_wal(settings, place.target, chain.wal, now=now)
+    for copy in chain.copies:
+        with noting(place, copy):
+            wanted = [file for file in chain.wal if file in copy.wal]
+            bring_wal(settings, place.target, wanted, now=now)
     for copy in chain.missing:
         with noting(place, copy):
             fetch(settings, place.target, copy, now=now, report=report)

@@ -67,8 +67,8 @@ def _missing(
 ) -> Iterator[Trouble]:
     """Backups that should have a copy by now: newer than the newest one, and older.
 
-    The older ones are brought in the night, too, so of a place that is new none is missing before its own time is
-    over: then it was there, and went. What failed its verification is not copied, which is told at home.
+    What is older than every copy is brought in the night, too: so of a new place it is not missing before the place's
+    own time is over. What failed its verification is not copied, which is told at home.
     """
     settled = now - _first_seen(place, now) > place.max_age
     for kind in KINDS:
@@ -78,8 +78,9 @@ def _missing(
         if newer:
             yield _stale(place, kind, newer, now)
         older = [f for f in lacking if f not in newer and not _known_bad(f)
+                 and (settled or (f.at is not None and f.at > min(copies)))
                  and _still_kept(f, due, kept, now)]  # fmt: skip
-        if older and settled:
+        if older:
             yield _holes(place, kind, older)
 
 
@@ -107,6 +108,7 @@ def _leading_nowhere(
     copies = place.view.copies
     bases = {i: seen.finished_at for i, seen in copies.items() if seen.kind == "base"}
     bases |= {f.backup_id: f.at for f in facts if f.kind == "base" and f.at is not None}
+    bad = {f.backup_id for f in facts if _known_bad(f)}
     alone: dict[str, list[str]] = {}
     for backup_id, seen in copies.items():
         if seen.kind == "incremental":
@@ -123,7 +125,7 @@ def _leading_nowhere(
             severity="critical" if settled else "warning",
             title=f"increments in {place.name} lead nowhere: there is no copy {missing}",
             text=f"{_some(increments)}: nothing can be recovered from these copies",
-            hint=f"kyb-backup offsite push {base}" if base else "kyb-backup offsite push --all",
+            hint="kyb-backup backup base" if not base or base in bad else f"kyb-backup offsite push {base}",
             backup_id=base or increments[0],
         )  # fmt: skip
 
