@@ -95,9 +95,12 @@ def test_a_folder_that_is_holds_or_lies_in_the_repository_is_no_place_for_copies
     assert line.level == "error"
 
 
-def test_a_link_to_the_repository_is_the_repository(tmp_path: Path) -> None:
-    machine = machine_in(tmp_path / "backups", {"KYB_OFFSITE__URL": str(tmp_path / "link")})
-    (tmp_path / "link").symlink_to(tmp_path / "backups")
+@pytest.mark.parametrize("where", ["", "inside", ".."])
+def test_a_link_to_the_repository_is_the_repository(tmp_path: Path, where: str) -> None:
+    root = tmp_path / "mount" / "backups"
+    machine = machine_in(root, {"KYB_OFFSITE__URL": str(tmp_path / "link")})
+    (root / "inside").mkdir()
+    (tmp_path / "link").symlink_to(root / where)
     with pytest.raises(TargetMisconfigured):
         planned(machine)
 
@@ -173,7 +176,7 @@ def test_what_is_swept_is_shown_and_asked_for(machine: Machine, disk: Disk) -> N
     assert not disk.objects("kyb/database/full")
 
 
-@pytest.mark.parametrize("home", ["gone", "empty mount point", "of another host"])
+@pytest.mark.parametrize("home", ["gone", "empty mount point", "in part", "of another host"])
 def test_nothing_is_deleted_where_what_is_held_is_not_known(
     machine: Machine, tmp_path: Path, home: str
 ) -> None:
@@ -185,6 +188,9 @@ def test_nothing_is_deleted_where_what_is_held_is_not_known(
     machine.root.rename(tmp_path / "unmounted")
     if home == "empty mount point":
         machine.root.mkdir()
+    if home == "in part":
+        shutil.copytree(tmp_path / "unmounted", machine.root)
+        shutil.rmtree(machine.root / "database" / "verification")
     if home == "of another host":
         machine_in(machine.root, {}).shelf.put("full", "full_other", 1)
     with pytest.raises(Refused, match="what is held is not known") as refusal:
@@ -232,6 +238,7 @@ def test_what_is_pushed_while_others_are_swept_stays(
     def push(one: Deleted) -> None:
         if one.what == "database/full/full_0":
             assert machine.push(name).already is False
+            aged(disk.root)  # as where a listing is late: the commit object alone tells
 
     done = pruned(machine, push)
     assert done[0].deleted
@@ -239,6 +246,28 @@ def test_what_is_pushed_while_others_are_swept_stays(
     assert not any(one.deleted for one in done[1:])
     assert all("just pushed" in one.why for one in done[1:])
     assert machine.verify(name, deep=True).verdict == "passed"
+
+
+def test_what_a_push_has_just_written_stays_before_it_commits(machine: Machine, disk: Disk) -> None:
+    machine.backup("full_0")
+    machine.backup("full_1", seed=2)
+    machine.shelf.base("base_1", 3, 0)
+    machine.shelf.increment("incr_1", 2, "base_1", range(1))
+    push_all(machine)
+    for kind, name in (("full", "full_0"), ("full", "full_1"), ("incremental", "incr_1")):
+        cut(disk, kind, name)
+    before = disk.objects("kyb/database/full/full_1") + disk.objects("kyb/database/incremental/wal")
+
+    def write(one: Deleted) -> None:
+        if one.what == "database/full/full_0":
+            for key in (before[-1], before[0]):  # of the WAL, and of full_1
+                disk.write(key, disk.read(key))
+
+    stayed = [one for one in pruned(machine, write) if not one.deleted]
+    assert [one.kind for one in stayed] == ["remains", "wal"]
+    assert all("just pushed" in one.why for one in stayed)
+    there = disk.objects("kyb/database/full") + disk.objects("kyb/database/incremental/wal")
+    assert there == before
 
 
 def test_a_copy_that_is_pushed_again_while_it_is_deleted_stays(
