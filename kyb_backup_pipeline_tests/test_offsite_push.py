@@ -89,6 +89,20 @@ def test_the_nightly_round_tells_of_a_copy_of_another_backup(
     assert catch_up(machine.settings, utc_now()) == []
 
 
+def test_a_commit_object_that_cannot_be_read_is_not_passed_over(
+    machine: Machine, disk: Disk
+) -> None:
+    machine.backup()
+    machine.push()
+    disk.write(FULL, b"{")
+    run = machine.cli.run("offsite", "push", "--all")
+    assert run.returncode == 6 and "cannot be read" in run.stderr
+    (failed,) = catch_up(machine.settings, utc_now())
+    assert failed.backup_id == "full_1"
+    machine.push(again=True)
+    assert machine.cli.run("offsite", "push", "--all").returncode == 0
+
+
 def test_a_single_push_that_meets_a_copy_of_another_backup_writes_it_down(host_b: Machine) -> None:
     for again in (False, True):
         with pytest.raises(CopyConflict):
