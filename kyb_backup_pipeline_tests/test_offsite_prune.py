@@ -362,7 +362,7 @@ def test_a_place_out_of_sight_keeps_no_other_from_being_pruned(
                                                 "KYB_OFFSITE__RETENTION__MINIMUM_KEPT": "1"})  # fmt: skip
     for day in (0, 100):
         machine.shelf.put("full", f"full_{day}", day + 0.1)
-    assert machine.cli.run("offsite", "push", "--all").returncode == 0
+    assert machine.cli.run("offsite", "push", "full_0", "full_100").returncode == 0
     shutil.rmtree(tmp_path / "gone")
     run = machine.cli.run("offsite", "prune", "--yes", "--json")
     assert run.returncode == TargetUnreachable.exit_code
