@@ -238,7 +238,7 @@ def test_what_is_pushed_while_others_are_swept_stays(
     def push(one: Deleted) -> None:
         if one.what == "database/full/full_0":
             assert machine.push(name).already is False
-            aged(disk.root)  # as where a listing is late: the commit object alone tells
+            aged(disk.root, 3)  # as where a listing is late: the commit object alone tells
 
     done = pruned(machine, push)
     assert done[0].deleted
