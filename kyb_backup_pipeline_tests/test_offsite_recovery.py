@@ -40,6 +40,7 @@ from kyb_backup_pipeline_tests.platforms import Platform
 from kyb_backup_pipeline_tests.running import Cli, children_of, none_alive, wait_until
 from kyb_backup_pipeline_tests.s3_server import KEY, SECRET, Bucket, S3Server
 from kyb_backup_pipeline_tests.test_database_restore import Live, living
+from kyb_backup_pipeline_tests.test_offsite_document import signed
 from kyb_backup_pipeline_tests.wal_clusters import Primary, primary_of, running_cluster
 
 _DUMP = "database.sql.zst/"
@@ -331,15 +332,12 @@ def test_a_commit_object_that_contradicts_its_manifest_is_found(site: Site) -> N
     before = site.live.users()
     (key,) = (key for key in site.bucket.objects() if key.endswith(COMMIT))
     document = json.loads(site.bucket.read(key))
-    roles, dump = (
-        next(file for file in document["files"] if file["path"] == name)
-        for name in ("globals.sql", "database.sql.zst")
-    )
-    dump.update({name: value for name, value in roles.items() if name != "path"})
-    site.bucket.write(key, json.dumps(document).encode())
+    (dump,) = (file for file in document["files"] if file["path"] == "database.sql.zst")
+    dump["sha256"] = dump["stored_sha256"] = "ab" * 32
+    site.bucket.write(key, signed(document))
     run = site.cli().run("restore", "database", "good", "--from", "offsite", "--yes")
     assert (run.returncode, "• check" in run.stdout) == (6, False), run.stderr
-    assert "database.sql.zst is not in the copy as the manifest says" in run.stderr
+    assert "database.sql.zst is not in it as the manifest says" in run.stderr
     assert site.stands(before)
 
 
