@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -219,6 +220,42 @@ def test_a_segment_that_is_rotten_at_home_is_replaced_by_a_sound_one(
     rotten.write_bytes(rotten.read_bytes()[:-1] + b"?")
     other.fetch("incr_1")
     assert content(other.root / "database") == content(machine.root / "database")
+
+
+def test_damage_that_a_fetch_finds_is_not_forgotten(
+    machine: Machine, disk: Disk, tmp_path: Path
+) -> None:
+    machine.backup()
+    machine.push()
+    key = next(key for key in disk.objects() if "database.sql.zst/00003" in key)
+    status = (disk.root / key).stat()
+    disk.write(key, disk.read(key)[:-1] + b"?")
+    os.utime(disk.root / key, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert machine.verify().verdict == "passed", "the disk says that it is as it was"
+    run = machine.cli.run("offsite", "fetch", "full_1", "--into", str(tmp_path / "new"))
+    assert (run.returncode, (tmp_path / "new").exists()) == (6, False), run.stderr
+    (line,) = json.loads(machine.cli.run("offsite", "list", "--json").stdout)
+    assert line["verification"] == "failed"
+
+
+def test_a_folder_that_a_deletion_takes_away_is_made_again(machine: Machine) -> None:
+    with opened(machine.settings, "offsite", utc_now()) as place:
+        target, over = place.target, threading.Event()
+
+        def delete() -> None:
+            while not over.is_set():
+                target.put("a/b/c/y", b"y")
+                target.delete(["a/b/c/y"])
+
+        deleting = threading.Thread(target=delete)
+        deleting.start()
+        try:
+            for number in range(200):
+                target.put("a/b/c/x", b"%d" % number)
+                target.delete(["a/b/c/x"])
+        finally:
+            over.set()
+            deleting.join()
 
 
 def test_a_proof_of_a_time_to_come_is_not_brought_home(

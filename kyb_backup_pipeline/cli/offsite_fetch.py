@@ -43,7 +43,7 @@ def fetch(
     Every object and every file is held against the commit object, decrypted where it is encrypted; what does
     not match is refused, and nothing of it is published.
     """
-    from kyb_backup_pipeline.engine.offsite_backup import holding
+    from kyb_backup_pipeline.engine.offsite_backup import holding, noting
     from kyb_backup_pipeline.engine.offsite_copy import find_copy
     from kyb_backup_pipeline.engine.offsite_fetch import chain_of, fetch_into, require_absent
     from kyb_backup_pipeline.engine.offsite_fetch import fetch as fetch_one
@@ -56,7 +56,7 @@ def fetch(
     where = f"offsite:{target}" if target else "offsite"
     with holding(settings, where, lambda t: find_copy(t, backup_id), utc_now()) as (place, copy):
         if into is not None:
-            with session.reporting() as report:
+            with session.reporting() as report, noting(place, copy):
                 fetched.append({"id": backup_id, "folder": str(
                     fetch_into(settings, place.target, copy, into, report=report))})  # fmt: skip
         else:
@@ -66,7 +66,7 @@ def fetch(
             if copy not in missing:
                 require_absent(repository, copy.backup_id)
             for one in missing:
-                with session.reporting() as report:
+                with session.reporting() as report, noting(place, one):
                     backup = fetch_one(settings, place.target, one, now=utc_now(), report=report)
                 fetched.append({"id": one.backup_id, "folder": str(backup.folder)})
                 click.echo(f"{one.backup_id} is in {backup.folder}", err=True)

@@ -30,6 +30,7 @@ from kyb_backup_pipeline.engine.offsite_target import (
 from kyb_backup_pipeline.engine.settings import OffsiteTargetSettings
 
 TEMPORARY = ".kyb-offsite-"
+_TRIES = 100
 
 
 class FolderTarget:
@@ -42,22 +43,30 @@ class FolderTarget:
         self.options = options
 
     def put(self, key: str, data: bytes | bytearray, *, create: bool = False) -> str | None:
-        path = self._path(key)
         with self._errors(f"write {key}"):
-            self._make(path.parent)
-            temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{path.name}"
-            try:
-                _write(temporary, data)
-                if create:
-                    os.link(temporary, path)
-                else:
-                    os.rename(temporary, path)
-                flush_folder(path.parent)
-            except FileExistsError:
-                raise AlreadyThere(key) from None
-            finally:
-                temporary.unlink(missing_ok=True)
-            return _etag(path.stat())
+            for _ in range(_TRIES - 1):
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # a deletion took the empty folder away
+                    return self._put(key, data, create)
+            return self._put(key, data, create)
+
+    def _put(self, key: str, data: bytes | bytearray, create: bool) -> str | None:
+        path = self._path(key)
+        self._make(path.parent)
+        temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{path.name}"
+        try:
+            _write(temporary, data)
+            if create:
+                os.link(temporary, path)
+            else:
+                os.rename(temporary, path)
+            flush_folder(path.parent)
+        except FileExistsError:
+            raise AlreadyThere(key) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        return _etag(path.stat())
 
     def get(self, key: str) -> bytes:
         with self._errors(f"read {key}"):
