@@ -1,5 +1,6 @@
 """The commit object of a copy: no byte of it can change unseen, and none of it is believed without the others."""
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from kyb_backup_pipeline.engine.offsite_copy import COMMIT, DamagedCopy, find_co
 from kyb_backup_pipeline.engine.offsite_fetch import chain_of
 from kyb_backup_pipeline.engine.offsite_opening import opened
 from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged
+from kyb_backup_pipeline.engine.offsite_target import AlreadyThere
 from kyb_backup_pipeline.engine.offsite_view import Views
 from kyb_backup_pipeline_tests.keys import keys_in
 from kyb_backup_pipeline_tests.offsite_sites import PART, Disk, Machine, content, machine_in
@@ -256,6 +258,25 @@ def test_a_folder_that_a_deletion_takes_away_is_made_again(machine: Machine) -> 
         finally:
             over.set()
             deleting.join()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
+def test_a_disk_without_hard_links_is_a_place_too(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As exFAT answers, which this kernel may not have."""
+
+    def link(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(source))
+
+    monkeypatch.setattr(os, "link", link)
+    machine.backup()
+    machine.push()
+    assert machine.verify(deep=True).verdict == "passed"
+    with opened(machine.settings, "offsite", utc_now()) as place:
+        assert place.require_probe(utc_now(), anew=True).create_only
+        with pytest.raises(AlreadyThere):
+            place.target.put(_FULL.removeprefix("kyb/"), b"another", create=True)
 
 
 def test_a_proof_of_a_time_to_come_is_not_brought_home(

@@ -27,6 +27,7 @@ from kyb_backup_pipeline.engine.offsite_target import (
     TargetUnreachable,
     address_of,
 )
+from kyb_backup_pipeline.engine.renames import move
 from kyb_backup_pipeline.engine.settings import OffsiteTargetSettings
 
 TEMPORARY = ".kyb-offsite-"
@@ -58,7 +59,7 @@ class FolderTarget:
         try:
             _write(temporary, data)
             if create:
-                os.link(temporary, path)
+                _name(temporary, path)
             else:
                 os.rename(temporary, path)
             flush_folder(path.parent)
@@ -182,6 +183,16 @@ class FolderTarget:
             raise TargetUnreachable(
                 f"{self.root}: {what}: {error.strerror}", hint="look at the disk or the share"
             ) from error
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Give a file its name, which nobody has. Raises FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        move(temporary, path)  # exFAT and some shares know no links
 
 
 def _read(path: Path) -> bytes:
