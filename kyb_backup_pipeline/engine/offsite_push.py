@@ -283,8 +283,8 @@ class _Work:
         except (Gone, ValueError):
             return None
         fits = (earlier.path, earlier.size, earlier.sha256) == (item.path, *expected)
-        inside = all(p.key.startswith(f"{item.place}/") for p in earlier.parts)
-        parts = self.sender.keep_all(earlier.parts, known) if fits and inside else None
+        fits = fits and earlier.lies_at(item.place)  # else it would be no copy that is read again
+        parts = self.sender.keep_all(earlier.parts, known) if fits else None
         if parts is None:
             return None
         kept = earlier.model_copy(update={"parts": tuple(parts)})
