@@ -1,4 +1,4 @@
-"""What the story says of its off-site place: copies of the last weeks, one of them altered, one missing.
+"""What the story says of its off-site place: copies, one of them altered, one missing.
 
 As invented as the rest: the place is at ``story.invalid``, which no name server knows.
 """
@@ -20,6 +20,7 @@ lock_days = 30
 retries = 0
 """
 _SINCE = timedelta(days=38)
+"""What is older was brought in the first night."""
 _LOCKED = timedelta(days=30)
 _ALTERED, _LOST = 3, 5
 """Of the full backups, counted from the newest."""
@@ -32,7 +33,7 @@ def view_of(story: Story) -> View:
     fulls = [m.backup_id for m in reversed(regular) if m.type == "full"]
     copies: dict[str, SeenCopy] = {}
     for manifest in regular:
-        if manifest.backup_id not in fulls[_LOST : _LOST + 1] and story.now - manifest.completed_at < _SINCE:  # fmt: skip
+        if manifest.backup_id not in fulls[_LOST : _LOST + 1]:
             altered = manifest.backup_id in fulls[_ALTERED : _ALTERED + 1]
             copies[manifest.backup_id] = _copy(manifest, story, altered)
     return View(target="offsite", url=URL, looked_at=looked, copies=copies, deletable=False,
@@ -41,7 +42,8 @@ def view_of(story: Story) -> View:
 
 def _copy(manifest: Manifest, story: Story, altered: bool) -> SeenCopy:
     kind: Kind = manifest.type
-    pushed, looked = manifest.completed_at + timedelta(minutes=1), looked_at(story.now)
+    looked = looked_at(story.now)
+    pushed = max(manifest.completed_at + timedelta(minutes=1), looked - _SINCE)
     seen = SeenCopy(kind=kind, finished_at=manifest.completed_at, pushed_at=pushed)
     if pushed > looked:
         return seen
