@@ -307,11 +307,17 @@ def test_a_chain_with_a_hole_is_not_fetched_as_one(machine: Machine) -> None:
         wal = made.require_wal().model_copy(update={"previous": previous})
         publish(machine.repository, made.model_copy(update={"wal": wal}), {})
         previous = f"incr_{number}"
-    assert machine.cli.run("offsite", "push", "base_1", "incr_0", "incr_2").returncode == 0
+    aside = increment("incr_9", 0, "base_1", range(4, 6)).require_manifest()
+    wal = aside.require_wal().model_copy(update={"previous": "incr_0"})
+    publish(machine.repository, aside.model_copy(update={"wal": wal}), {})
+    pushed = machine.cli.run("offsite", "push", "base_1", "incr_0", "incr_2", "incr_9")
+    assert pushed.returncode == 0, pushed.stderr
     with opened(machine.settings, "offsite", utc_now()) as place:
         assert len(chain_of(place.target, find_copy(place.target, "incr_0"))) == 2
         with pytest.raises(NotFound, match="incr_1 has no copy"):
             chain_of(place.target, find_copy(place.target, "incr_2"))
+        beside = chain_of(place.target, find_copy(place.target, "incr_9"))
+        assert beside[-1].backup_id == "incr_9", "the hole is in another line"
 
 
 def test_what_another_cluster_wrote_is_not_fetched_into_this_ones_repository(

@@ -2,21 +2,23 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kyb_backup_pipeline.engine import offsite_push
 from kyb_backup_pipeline.engine.errors import BackupFailed
 from kyb_backup_pipeline.engine.holds import Hold, Holds
-from kyb_backup_pipeline.engine.manifest import MANIFEST_CHECKSUM, utc_now
+from kyb_backup_pipeline.engine.manifest import MANIFEST, MANIFEST_CHECKSUM, utc_now
 from kyb_backup_pipeline.engine.offsite_commit import CopyConflict
-from kyb_backup_pipeline.engine.offsite_copy import COMMIT
+from kyb_backup_pipeline.engine.offsite_copy import COMMIT, group_of
 from kyb_backup_pipeline.engine.offsite_opening import opened
 from kyb_backup_pipeline.engine.offsite_push import Pushed, push
 from kyb_backup_pipeline.engine.offsite_rounds import catch_up, copy_everywhere, verify_everywhere
+from kyb_backup_pipeline.engine.offsite_target import Target, TargetUnreachable
 from kyb_backup_pipeline.engine.offsite_view import View, views_of
 from kyb_backup_pipeline_tests.breaking_proxy import Answer, Passage, proxy_to, refused
 from kyb_backup_pipeline_tests.keys import keys_in
@@ -227,6 +229,59 @@ def later(machine: Machine, hours: float) -> Pushed:
         return push(machine.settings, place, machine.repository.find("full_1"), now=now)
 
 
+def wholly_old(disk: Disk) -> set[str]:
+    """The folders of which a prune would take what no copy names."""
+    since = utc_now().timestamp() - 3600
+    data = [key for key in disk.objects("kyb/database") if not key.endswith(COMMIT)]
+    young = {group_of(key.removeprefix("kyb/")) for key in data
+             if (disk.root / key).stat().st_mtime >= since}  # fmt: skip
+    return {group_of(key.removeprefix("kyb/")) for key in data} - young
+
+
+def test_a_damaged_manifest_at_home_says_nothing_of_the_copy(machine: Machine) -> None:
+    backup = machine.backup()
+    machine.push()
+    assert machine.verify(deep=True).verdict == "passed"
+    manifest = backup.folder / MANIFEST
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    assert machine.cli.run("offsite", "verify", "full_1").returncode == 0
+    assert (known(machine).copies["full_1"].verdict, known(machine).damaged) == ("passed", {})
+    run = machine.cli.run("offsite", "push", "full_1")
+    assert (run.returncode, "damaged at home" in run.stderr) == (6, True), run.stderr
+    assert known(machine).damaged == {}
+
+
+def _until_morning(target: Target, left: Iterator[int], at: float) -> Any:
+    put = target.put
+
+    def cut(key: str, data: bytes | bytearray, *, create: bool = False) -> str | None:
+        if "/database.sql.zst/" in key and next(left, None) is None:
+            raise TargetUnreachable("the night is over")
+        etag = put(key, data, create=create)
+        os.utime(f"{target.url}/{key}", (at, at))
+        return etag
+
+    return cut
+
+
+def test_a_push_that_takes_several_nights_goes_on_where_it_was_cut(machine: Machine) -> None:
+    """Each night has its twelve hours: what it brought is not sent again in the next."""
+    machine.backup(size=20 * PART)
+    sent: list[int] = []
+    for night in range(3):
+        now = utc_now() + timedelta(hours=30 * night)
+        with opened(machine.settings, "offsite", now) as place:
+            place.target.put = _until_morning(place.target, iter(range(12)), now.timestamp())  # type: ignore[method-assign]
+            backup = machine.repository.find("full_1")
+            try:
+                sent.append(push(machine.settings, place, backup, now=now).sent)
+                break
+            except TargetUnreachable:
+                continue
+    assert len(sent) == 1, "it comes to its end"
+    assert sent[0] < 14 * PART
+
+
 def test_what_a_push_finds_that_was_cut_long_ago_is_written_anew(
     machine: Machine, disk: Disk, sealing: Mapping[str, str]
 ) -> None:
@@ -243,8 +298,8 @@ def test_what_a_push_finds_that_was_cut_long_ago_is_written_anew(
         aged(disk, hours)
         for name in ("full_1", "base_1", "incr_1"):
             pushed = machine.push(name)
-            assert pushed.found == 0 if anew else pushed.sent < 1000
-        assert bool(old(disk)) is not anew
+            assert pushed.sent if anew else pushed.sent < 1000
+        assert old(disk) if not anew else not wholly_old(disk), "a young one keeps a prune off"
         assert listed(disk) == everything, "the same objects, encrypted only once"
     for name in ("full_1", "base_1", "incr_1"):
         assert machine.verify(name, deep=True).verdict == "passed"

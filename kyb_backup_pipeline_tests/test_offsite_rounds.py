@@ -200,6 +200,18 @@ def test_a_place_that_goes_away_is_left_after_the_first_copy_that_it_hides(
     assert trouble is not None and "is it mounted?" in str(trouble.hint)
 
 
+def test_a_copy_that_a_prune_takes_meanwhile_is_no_bad_copy(machine: Machine, disk: Disk) -> None:
+    for number in range(2):
+        machine.backup(f"full_{number}", size=10, seed=number)
+        machine.push(f"full_{number}")
+    with opened(machine.settings, "offsite", utc_now()) as place:
+        copies = look_over(place, utc_now())
+        disk.delete(*(key for key in disk.objects() if "/full_0/" in key))
+        proofs = [*verify_copies(place, copies, deep=True)]
+    assert [(proof.backup_id, proof.verdict) for proof in proofs] == [("full_1", "passed")]
+    assert known(machine).copies["full_0"].verdict is None
+
+
 def test_what_a_listing_leaves_out_is_asked_for_before_it_is_called_missing(
     machine: Machine, disk: Disk
 ) -> None:

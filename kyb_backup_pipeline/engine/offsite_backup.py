@@ -25,8 +25,6 @@ from kyb_backup_pipeline.engine.encryption import Undecryptable, check_opening, 
 from kyb_backup_pipeline.engine.errors import InvalidRequest, KybError, NotEnoughSpace, NotFound
 from kyb_backup_pipeline.engine.files import free_bytes
 from kyb_backup_pipeline.engine.manifest import (
-    MANIFEST,
-    MANIFEST_CHECKSUM,
     Kind,
     Verdict,
     utc_now,
@@ -47,7 +45,6 @@ from kyb_backup_pipeline.engine.offsite_view import SeenCopy
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX
 from kyb_backup_pipeline.engine.settings import EncryptionSettings, Settings
-from kyb_backup_pipeline.engine.staging import checksum_line
 from kyb_backup_pipeline.engine.store import Repository
 from kyb_backup_pipeline.engine.throwaway import private_folder, sweep
 
@@ -228,7 +225,7 @@ def require_own(settings: Settings, target: Target, copy: OffsiteCopy) -> None:
     """
     repository = Repository(settings.repository)
     try:
-        if is_of_home(repository, copy) is not False or not _has_sound_manifest(repository, copy):
+        if is_of_home(repository, copy) is not False:
             return
     except OSError as error:
         _log.warning("%s at home cannot be compared with its copy: %s", copy.backup_id, error)
@@ -239,18 +236,6 @@ def require_own(settings: Settings, target: Target, copy: OffsiteCopy) -> None:
         hint="do two machines write to one prefix? Give each its own in offsite.url. If it is that backup which is "
         "wanted: name an empty folder as BACKUP_DIR",
         standing=copy,
-    )
-
-
-def _has_sound_manifest(repository: Repository, copy: OffsiteCopy) -> bool:
-    folder = repository.folder(copy.kind) / copy.backup_id
-    backup = repository.read(copy.kind, folder)
-    if backup is None or backup.manifest is None:
-        return False
-    checksum = folder / MANIFEST_CHECKSUM
-    return backup.manifest.legacy or (
-        checksum.is_file()
-        and checksum.read_bytes() == checksum_line((folder / MANIFEST).read_bytes())
     )
 
 

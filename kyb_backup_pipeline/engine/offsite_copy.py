@@ -219,6 +219,11 @@ def part_key(place: str, number: int, sha256: str) -> str:
     return f"{place}/{number:05}-{sha256}"
 
 
+def group_of(key: str) -> str:
+    """The folder of a backup; of WAL that of one file."""
+    return "/".join(key.split("/")[: 5 if key.startswith(f"{WAL}/") else 3])
+
+
 class DamagedCopy(CouldNotVerify):
     """A commit object that cannot be read."""
 

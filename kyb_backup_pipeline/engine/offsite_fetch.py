@@ -92,12 +92,14 @@ def check_own(repository: Repository, copy: OffsiteCopy) -> None:
     wal = copy.manifest.wal
     if wal is None:
         return
-    held = {
-        backup.manifest.wal.system_identifier
-        for backup in repository.backups(("base", "incremental"))
-        if backup.manifest is not None and backup.manifest.wal is not None
-    }
-    if held and wal.system_identifier not in held:
+    held = None
+    for place in repository.entries("base"):  # until the first that is: there may be thousands
+        known = repository.read("base", place)
+        if known is not None and known.manifest is not None and known.manifest.wal is not None:
+            held = known.manifest.wal.system_identifier
+            if held == wal.system_identifier:
+                return
+    if held is not None:
         raise Refused(
             f"{repository.root} holds the backups of another cluster than {copy.backup_id} is of",
             hint="into an empty folder: offsite fetch --into DIR, restore point-in-time --work DIR",
@@ -158,13 +160,17 @@ def chain_of(target: Target, copy: OffsiteCopy) -> list[OffsiteCopy]:
     ]
     ordered = sorted(between, key=lambda c: parse_lsn(c.manifest.require_wal().end_lsn))
     chain = [find_copy(target, base), *ordered, copy]
-    for one in chain[1:]:
+    known, one = {c.backup_id: c for c in chain}, copy
+    for _ in chain:  # back from the wanted one only: others may lie on a timeline that was left
         previous = one.manifest.require_wal().previous
-        if previous is not None and previous not in {c.backup_id for c in chain}:
+        if previous is None:
+            break
+        if previous not in known:
             raise NotFound(
                 f"{previous} has no copy in {target.url}, and {one.backup_id} goes on from it",
                 hint="kyb-backup offsite list; another place may have it (--target NAME)",
             )
+        one = known[previous]
     return chain
 
 

@@ -186,7 +186,8 @@ def _proofs(place: PlaceStanding, hours: float, now: datetime) -> Iterator[Troub
         yield Trouble(
             key=f"{OFFSITE}{place.name}:bad:{backup_id}", severity="critical",
             title=f"the copy of {backup_id} in {place.name} is not what was pushed", text=why,
-            hint=f"while it is at home: kyb-backup offsite push {backup_id} --again; and ask who has the key",
+            hint=f"while it is at home: kyb-backup offsite push {backup_id} --again, then offsite verify {backup_id} "
+            "--deep; and ask who has the key",
             backup_id=backup_id,
         )  # fmt: skip
     unsure = [i for i, seen in view.copies.items() if seen.verdict == "could_not_verify"]

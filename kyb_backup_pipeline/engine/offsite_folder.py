@@ -47,7 +47,7 @@ class FolderTarget:
         with self._errors(f"write {key}"):
             for _ in range(_TRIES - 1):
                 with contextlib.suppress(
-                    FileNotFoundError
+                    FileNotFoundError, FileExistsError
                 ):  # a deletion took the empty folder away
                     return self._put(key, data, create)
             return self._put(key, data, create)
@@ -118,8 +118,8 @@ class FolderTarget:
                 except OSError:
                     break
                 folder = folder.parent
-            if folder.is_dir():
-                flush_folder(folder)
+            with self._errors("delete"), contextlib.suppress(FileNotFoundError):
+                flush_folder(folder)  # somebody else may have taken it, too
 
     def lock_of(self, key: str) -> Lock | None:
         with self._errors(f"look at {key}"):
@@ -198,9 +198,10 @@ def _name(temporary: Path, path: Path) -> None:
 def _read(path: Path) -> bytes:
     """A file, and nothing that a reader would wait for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "is no file", str(path))
     with open(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise FileNotFoundError(errno.ENOENT, "is no file", str(path))
         return file.readall()
 
 

@@ -47,6 +47,11 @@ def items_of(repository: Repository, backup: Backup, manifest: Manifest) -> Iter
                           hint="kyb-backup verify ID")  # fmt: skip
     folder = folder_of(backup.kind, backup.backup_id)
     for path in files_of(backup.folder):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise ProofFailed(f"a file of {backup.backup_id} has a name that no object can have: {str(path)!a}",
+                              hint=f"who put it into {backup.folder}?") from None  # fmt: skip
         expected = described.get(str(path))
         if manifest.legacy and path.name == Path(manifest.backup_file).name and manifest.checksum:
             expected = (manifest.file_size, manifest.checksum)

@@ -20,7 +20,7 @@ from typing import Self
 
 from kyb_backup_pipeline.engine.backup import LEFTOVER_AGE
 from kyb_backup_pipeline.engine.errors import BackupFailed
-from kyb_backup_pipeline.engine.offsite_copy import CopiedFile, Encryption, Part, part_key
+from kyb_backup_pipeline.engine.offsite_copy import CopiedFile, Encryption, Part, group_of, part_key
 from kyb_backup_pipeline.engine.offsite_folder import FolderTarget
 from kyb_backup_pipeline.engine.offsite_source import Source
 from kyb_backup_pipeline.engine.offsite_target import (
@@ -96,6 +96,7 @@ class Sender:
         self._honest = honest
         self._old_before = now - _OLD
         self._named = frozenset(named)
+        self._renewed: set[str] = set()
         self._progress = progress
         self._limiter = Limiter(target.options.rate_limit)
         self._parallel = target.options.parallel
@@ -180,7 +181,11 @@ class Sender:
 
     def is_old(self, known: Found) -> bool:
         """Whether an object that no copy names lies there for so long that a prune may take it away."""
-        return known.modified < self._old_before and known.key not in self._named
+        return (
+            known.modified < self._old_before
+            and known.key not in self._named
+            and group_of(known.key) not in self._renewed
+        )
 
     def _one(self, key: str, data: bytes | bytearray, known: Found | None) -> Part:
         sha256 = key.rpartition("-")[2]
@@ -197,6 +202,7 @@ class Sender:
                 raise
             self.tally.add(found=len(data))
             return Part(key=key, size=len(data), sha256=sha256, etag=known.etag)
+        self._renewed.add(group_of(key))  # one fresh object keeps a prune off its whole folder
         self.tally.add(sent=len(data))
         return Part(key=key, size=len(data), sha256=sha256, etag=etag)
 

@@ -38,7 +38,7 @@ from kyb_backup_pipeline.engine.offsite_copy import (
 )
 from kyb_backup_pipeline.engine.offsite_items import Item, items_of, manifest_of
 from kyb_backup_pipeline.engine.offsite_opening import Place
-from kyb_backup_pipeline.engine.offsite_own import of_another
+from kyb_backup_pipeline.engine.offsite_own import is_sound_manifest, of_another
 from kyb_backup_pipeline.engine.offsite_parts import Sender, Tally
 from kyb_backup_pipeline.engine.offsite_source import reading
 from kyb_backup_pipeline.engine.offsite_target import Found, Gone, Target
@@ -95,6 +95,11 @@ def push(
         copy, tally = standing, Tally()
         try:
             if standing is not None and standing.manifest_bytes != content:
+                if not is_sound_manifest(backup.folder, content):
+                    raise ProofFailed(
+                        f"the manifest of {backup.backup_id} is damaged at home: it is not held against its copy",
+                        hint=f"kyb-backup verify {backup.backup_id}",
+                    )
                 raise conflict(target, standing)
             if standing is None or again:
                 items = list(items_of(repository, backup, manifest))

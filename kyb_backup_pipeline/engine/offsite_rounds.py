@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from kyb_backup_pipeline.engine.backup import FOLDERS, Backup
-from kyb_backup_pipeline.engine.errors import KybError
+from kyb_backup_pipeline.engine.errors import BackupFailed, KybError
 from kyb_backup_pipeline.engine.manifest import MANIFEST, Proof, utc_now
 from kyb_backup_pipeline.engine.offsite_copy import Listed
 from kyb_backup_pipeline.engine.offsite_lacking import lacking
@@ -80,7 +80,10 @@ def copy_everywhere(
     def copy(place: Place) -> Copied:
         done = push(settings, place, backup, now=utc_now(), run_id=run_id, report=report)
         listed = Listed(backup_id=backup.backup_id, kind=backup.kind, copy_=done.copy)
-        (proof,) = verify_copies(place, [listed], deep=False, report=report)
+        proof = next(verify_copies(place, [listed], deep=False, report=report), None)
+        if proof is None:
+            raise BackupFailed(f"somebody took the copy of {backup.backup_id} away at once",
+                               hint="does a prune run, or a lifecycle rule?")  # fmt: skip
         safety = note_safety(place, done.copy, utc_now())
         return Copied(target=place.target.name, url=place.target.url, pushed=done, proof=proof,
                       safety=safety)  # fmt: skip

@@ -25,6 +25,7 @@ from kyb_backup_pipeline.engine.offsite_copy import (
     OffsiteCopy,
     commit_key,
     folder_of,
+    group_of,
     objects_of,
     read_copy,
     stretch_of,
@@ -172,7 +173,7 @@ def ours(target: Target, folder: str) -> Remains | None:
 
 def is_ours(key: str) -> bool:
     """Whether only a push gives an object such a name."""
-    group = _group(key)
+    group = group_of(key)
     place, _, name = group.rpartition("/")
     inner = key[len(group) + 1 :]
     last = inner.rpartition("/")[2]
@@ -206,15 +207,10 @@ def _goes(key: str, named: set[str], in_use: bool) -> bool:
     return not (in_use and _RECORD.fullmatch(name))  # which tells of a file that is in use
 
 
-def _group(key: str) -> str:
-    """The folder of a backup; of WAL that of one file."""
-    return "/".join(key.split("/")[: 5 if key.startswith(f"{WAL}/") else 3])
-
-
 def _groups(objects: Iterable[Found]) -> list[tuple[str, list[Found]]]:
     groups: dict[str, list[Found]] = {}
     for found in objects:
-        groups.setdefault(_group(found.key), []).append(found)
+        groups.setdefault(group_of(found.key), []).append(found)
     return sorted(groups.items())
 
 

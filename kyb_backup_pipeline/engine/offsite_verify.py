@@ -21,6 +21,7 @@ from kyb_backup_pipeline.engine.offsite_copy import (
     OffsiteCopy,
     Part,
     objects_of,
+    read_copy,
 )
 from kyb_backup_pipeline.engine.offsite_opening import Place
 from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged, reading_ahead
@@ -72,6 +73,8 @@ def verify_copies(
     try:
         for listed in copies:
             proof, error = _verified(place, listed, deep, report)
+            if proof.verdict == "failed" and _went(place.target, listed):
+                continue
             notes.add(listed, proof)
             yield proof
             hidden = hidden + 1 if isinstance(error, _OF_THE_PLACE) else 0
@@ -81,6 +84,14 @@ def verify_copies(
                 return
     finally:
         notes.write()
+
+
+def _went(target: Target, listed: Listed) -> bool:
+    """Whether a copy is none any more: a prune took it while we looked, and that is no damage."""
+    try:
+        return listed.copy_ is not None and read_copy(target, listed.kind, listed.backup_id) is None
+    except KybError:
+        return False
 
 
 def _answers(target: Target) -> bool:
@@ -211,7 +222,10 @@ def _proof(
         first = look.findings[0]
         more = f" and {len(look.findings) - 1} more" if len(look.findings) > 1 else ""
         verdict, summary = "failed", f"{first.object} {first.message}{more}"
-        hint = f"while the backup is at home: kyb-backup offsite push {listed.backup_id} --again"
+        hint = (
+            f"while the backup is at home: kyb-backup offsite push {listed.backup_id} --again, then "
+            f"kyb-backup offsite verify {listed.backup_id} --deep"
+        )
     elif unreachable is not None:
         verdict, summary, hint = "could_not_verify", unreachable.message, unreachable.hint
     return CopyProof(
