@@ -172,6 +172,12 @@ def test_increments_without_a_copy_of_their_base_are_critical() -> None:
     health = looked(without_base, facts=[*sound(), rotten, earlier[1]], **kept)
     (trouble,) = (one for one in health.troubles if one.key == "offsite:offsite:baseless:base_0")
     assert trouble.hint == "kyb-backup backup base", "what is bad is not pushed"
+    left = Fact("base_left", "base", hours(195), size=900, verification=passed(hours(3)))
+    two = [*facts, left]  # of a timeline that was left: the increment does not go on from it
+    aside = view(*facts).copies
+    named = {**aside, "incr_0": aside["incr_0"].model_copy(update={"base": "base_0"})}
+    assert offsite(looked(view(copies=named), facts=two, **kept)) == {}
+    assert offsite(looked(view(copies=aside), facts=two, **kept)) == {"offsite:baseless:base_left": "critical"}  # fmt: skip
     gone = looked(without_base, facts=[*sound(), earlier[1]], **kept)  # at home, too
     assert offsite(gone) == {"offsite:baseless:incr_0": "critical"}
     new = {i: seen.model_copy(update={"pushed_at": hours(1)}) for i, seen in without_base.copies.items()}  # fmt: skip

@@ -41,7 +41,7 @@ from kyb_backup_pipeline.engine.offsite_opening import Place, opened
 from kyb_backup_pipeline.engine.offsite_own import is_of_home
 from kyb_backup_pipeline.engine.offsite_reading import CopyDamaged, fetching, read_part
 from kyb_backup_pipeline.engine.offsite_target import Target, chosen
-from kyb_backup_pipeline.engine.offsite_view import SeenCopy
+from kyb_backup_pipeline.engine.offsite_view import as_seen
 from kyb_backup_pipeline.engine.progress import Reporter, silent
 from kyb_backup_pipeline.engine.request import SAFETY_PREFIX
 from kyb_backup_pipeline.engine.settings import EncryptionSettings, Settings
@@ -212,9 +212,8 @@ def noting(place: Place, copy: OffsiteCopy) -> Iterator[None]:
 def note(place: Place, copy: OffsiteCopy, verdict: Verdict, summary: str) -> None:
     """Write down what became of a copy that was read, for whoever asks how it is."""
     known = place.view.copies.get(copy.backup_id)
-    seen = SeenCopy(kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at,
-                    verified_at=utc_now(), deep=True, verdict=verdict, summary=summary,
-                    run_id=known.run_id if known else None)  # fmt: skip
+    seen = as_seen(copy, verified_at=utc_now(), deep=True, verdict=verdict, summary=summary,
+                   run_id=known.run_id if known else None)  # fmt: skip
     place.saw({copy.backup_id: seen})
 
 

@@ -101,8 +101,8 @@ def _leading_nowhere(
 ) -> Iterator[Trouble]:
     """Copies of increments without a copy of their base there: nothing can be recovered from these.
 
-    The base of an increment is the newest that was taken before it, at home or there. A new one may still be on its
-    way; of a new place, to which older ones come in the night, it is told less loudly.
+    Where no look noted the base of an increment, it is taken to be the newest before it. A new one may still be on
+    its way; of a new place, to which older ones come in the night, it is told less loudly.
     """
     settled = now - _first_seen(place, now) > place.max_age
     copies = place.view.copies
@@ -113,11 +113,11 @@ def _leading_nowhere(
     for backup_id, seen in copies.items():
         if seen.kind == "incremental":
             before = [i for i, at in bases.items() if at <= seen.finished_at]
-            base = max(before, key=bases.__getitem__, default="")
+            base = seen.base or max(before, key=bases.__getitem__, default="")
             if not base or place.state(base) is None:
                 alone.setdefault(base, []).append(backup_id)
     for base, increments in alone.items():
-        if base and now - bases[base] <= place.max_age:
+        if base in bases and now - bases[base] <= place.max_age:
             continue
         missing = f"of their base {base}" if base else "of any base before them"
         yield Trouble(
@@ -125,7 +125,7 @@ def _leading_nowhere(
             severity="critical" if settled else "warning",
             title=f"increments in {place.name} lead nowhere: there is no copy {missing}",
             text=f"{_some(increments)}: nothing can be recovered from these copies",
-            hint="kyb-backup backup base" if not base or base in bad else f"kyb-backup offsite push {base}",
+            hint=f"kyb-backup offsite push {base}" if base in bases and base not in bad else "kyb-backup backup base",
             backup_id=base or increments[0],
         )  # fmt: skip
 

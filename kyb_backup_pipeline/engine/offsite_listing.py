@@ -13,7 +13,7 @@ from kyb_backup_pipeline.engine.offsite_copy import Listed, OffsiteCopy, list_co
 from kyb_backup_pipeline.engine.offsite_lock import Safety, safety_of
 from kyb_backup_pipeline.engine.offsite_opening import Place
 from kyb_backup_pipeline.engine.offsite_own import is_of_home, of_another
-from kyb_backup_pipeline.engine.offsite_view import SeenCopy
+from kyb_backup_pipeline.engine.offsite_view import SeenCopy, as_seen
 from kyb_backup_pipeline.engine.store import Repository
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def look_over(place: Place, now: datetime) -> list[Listed]:
     copies = told_apart(Repository(place.views.repository), list_copies(place.target))
     readable = [listed.copy_ for listed in copies if listed.copy_ is not None]
     known = place.view.copies
-    seen = {copy.backup_id: known.get(copy.backup_id) or _as_seen(copy) for copy in readable}
+    seen = {copy.backup_id: _still(known.get(copy.backup_id), as_seen(copy)) for copy in readable}
     damaged = {c.backup_id: c.problem or "" for c in copies if c.copy_ is None}
     # what another run pushed while the list was read is neither in it nor gone
     place.saw(seen, damaged=damaged, gone=before - {*seen, *damaged}, looked_at=now)
@@ -65,7 +65,6 @@ def _foreign(repository: Repository, listed: Listed) -> Listed | None:
     return Listed(backup_id=listed.backup_id, kind=listed.kind, problem=of_another(listed.copy_))
 
 
-def _as_seen(copy: OffsiteCopy) -> SeenCopy:
-    return SeenCopy(
-        kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at
-    )
+def _still(known: SeenCopy | None, now: SeenCopy) -> SeenCopy:
+    """What was known of a copy, and what a look from before could not tell."""
+    return known.model_copy(update={"base": now.base}) if known is not None else now

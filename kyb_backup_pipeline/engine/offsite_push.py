@@ -42,7 +42,7 @@ from kyb_backup_pipeline.engine.offsite_own import is_sound_manifest, of_another
 from kyb_backup_pipeline.engine.offsite_parts import Sender, Tally
 from kyb_backup_pipeline.engine.offsite_source import reading
 from kyb_backup_pipeline.engine.offsite_target import Found, Gone, Target
-from kyb_backup_pipeline.engine.offsite_view import SeenCopy
+from kyb_backup_pipeline.engine.offsite_view import as_seen
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 from kyb_backup_pipeline.engine.settings import EncryptionSettings, Settings
 from kyb_backup_pipeline.engine.store import Repository
@@ -111,8 +111,7 @@ def push(
         assert copy is not None
         records = push_records(repository, target, [backup.backup_id])
     already = standing is not None and not again
-    seen = SeenCopy(kind=copy.kind, finished_at=copy.manifest.completed_at,
-                    pushed_at=copy.pushed_at, run_id=None if already else run_id)  # fmt: skip
+    seen = as_seen(copy, run_id=None if already else run_id)
     as_it_was = standing is not None and not tally.sent
     known = place.view.copies.get(backup.backup_id) if as_it_was else None
     place.saw({backup.backup_id: known or seen})

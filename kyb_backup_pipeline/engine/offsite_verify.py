@@ -31,7 +31,7 @@ from kyb_backup_pipeline.engine.offsite_target import (
     TargetMisconfigured,
     TargetUnreachable,
 )
-from kyb_backup_pipeline.engine.offsite_view import SeenCopy
+from kyb_backup_pipeline.engine.offsite_view import SeenCopy, as_seen
 from kyb_backup_pipeline.engine.progress import Progress, Reporter, silent
 
 _OF_THE_PLACE = (TargetUnreachable, TargetMisconfigured)
@@ -118,9 +118,8 @@ class _Notes:
             self._damaged[listed.backup_id] = proof.summary
         else:
             known = self._place.view.copies.get(copy.backup_id)
-            seen = SeenCopy(
-                kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at,
-                verified_at=proof.finished_at, deep=self._deep, verdict=proof.verdict,
+            seen = as_seen(
+                copy, verified_at=proof.finished_at, deep=self._deep, verdict=proof.verdict,
                 summary=proof.summary, run_id=known.run_id if known else None,
             )  # fmt: skip
             if known is not None and not self._deep and _outweighs(known, copy, proof.verdict):

@@ -16,12 +16,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from kyb_backup_pipeline.engine.errors import KybError
 from kyb_backup_pipeline.engine.files import flush_folder, write_durably
 from kyb_backup_pipeline.engine.manifest import Kind, Verdict, write_json
+from kyb_backup_pipeline.engine.offsite_copy import OffsiteCopy
 from kyb_backup_pipeline.engine.offsite_probe import Probe
 from kyb_backup_pipeline.engine.offsite_target import address_of, target_settings
 from kyb_backup_pipeline.engine.settings import OffsiteSettings
@@ -37,7 +39,7 @@ class _Seen(BaseModel):
 
 class SeenCopy(_Seen):
     """One copy as it was seen last. ``verdict`` is of the newest ``offsite verify`` of it, ``run_id`` the run of
-    Dagster that pushed it.
+    Dagster that pushed it, ``base`` what an increment is replayed on.
     """
 
     kind: Kind
@@ -47,7 +49,15 @@ class SeenCopy(_Seen):
     deep: bool = False
     verdict: Verdict | None = None
     summary: str = ""
+    base: str | None = None
     run_id: str | None = None
+
+
+def as_seen(copy: OffsiteCopy, **more: Any) -> SeenCopy:
+    """A copy as it is seen now, and what else is known of it."""
+    wal = copy.manifest.wal
+    return SeenCopy(kind=copy.kind, finished_at=copy.manifest.completed_at, pushed_at=copy.pushed_at,
+                    base=wal.base if wal else None, **more)  # fmt: skip
 
 
 class Trouble(_Seen):
