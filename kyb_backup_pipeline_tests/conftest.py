@@ -29,6 +29,7 @@ from kyb_backup_pipeline.engine.postgres import (
 from kyb_backup_pipeline.engine.settings import PostgresSettings, Settings
 from kyb_backup_pipeline.sandbox import sample_data
 from kyb_backup_pipeline.sandbox.cluster import Cluster, free_port
+from kyb_backup_pipeline_tests.offsite_sites import Disk, Machine, machine_in
 from kyb_backup_pipeline_tests.platforms import Platform, platform_in
 from kyb_backup_pipeline_tests.s3_server import Bucket, S3Server, running_s3_server
 
@@ -244,6 +245,19 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server."""
     with running_s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    """A folder that stands for another disk."""
+    (tmp_path / "disk" / "kyb").mkdir(parents=True)
+    return Disk(tmp_path / "disk")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, disk: Disk) -> Machine:
+    """A machine whose copies go to that disk."""
+    return machine_in(tmp_path / "backups", disk.environment())
 
 
 @pytest.fixture

@@ -44,12 +44,6 @@ def other(tmp_path: Path, machine: Machine) -> Machine:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Disk:
-    (tmp_path / "disk" / "kyb").mkdir(parents=True)
-    return Disk(tmp_path / "disk")
-
-
-@pytest.fixture
 def folder(tmp_path: Path, disk: Disk) -> Machine:
     """A machine whose off-site place is a folder."""
     return machine_in(tmp_path / "folder-backups", disk.environment())

@@ -30,17 +30,6 @@ Edit = Callable[[Document], object]
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Disk:
-    (tmp_path / "disk" / "kyb").mkdir(parents=True)
-    return Disk(tmp_path / "disk")
-
-
-@pytest.fixture
-def machine(tmp_path: Path, disk: Disk) -> Machine:
-    return machine_in(tmp_path / "backups", disk.environment())
-
-
-@pytest.fixture
 def other(tmp_path: Path, machine: Machine) -> Machine:
     return machine_in(tmp_path / "other", machine.environment)
 

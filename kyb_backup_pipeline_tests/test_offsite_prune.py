@@ -27,17 +27,6 @@ from kyb_backup_pipeline_tests.offsite_sites import Disk, Machine, content, mach
 from kyb_backup_pipeline_tests.s3_server import Bucket, S3Server
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Disk:
-    (tmp_path / "disk" / "kyb").mkdir(parents=True)
-    return Disk(tmp_path / "disk")
-
-
-@pytest.fixture
-def machine(tmp_path: Path, disk: Disk) -> Machine:
-    return machine_in(tmp_path / "backups", disk.environment())
-
-
 def planned(machine: Machine, now: datetime | None = None) -> CopyPlan:
     now = now or utc_now()
     with opened(machine.settings, "offsite", now) as place:

@@ -28,17 +28,6 @@ from kyb_backup_pipeline_tests.s3_server import Bucket, S3Server
 FULL = f"kyb/database/full/full_1/{COMMIT}"
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Disk:
-    (tmp_path / "disk" / "kyb").mkdir(parents=True)
-    return Disk(tmp_path / "disk")
-
-
-@pytest.fixture
-def machine(tmp_path: Path, disk: Disk) -> Machine:
-    return machine_in(tmp_path / "backups", disk.environment())
-
-
 def known(machine: Machine) -> View:
     return views_of(machine.root, machine.settings.offsite)[0]
 

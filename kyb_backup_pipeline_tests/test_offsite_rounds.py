@@ -20,18 +20,7 @@ from kyb_backup_pipeline.engine.offsite_rounds import (
 from kyb_backup_pipeline.engine.offsite_verify import verify_copies
 from kyb_backup_pipeline.engine.offsite_view import SeenCopy, View, Views, views_of
 from kyb_backup_pipeline.engine.verify import verify_backup
-from kyb_backup_pipeline_tests.offsite_sites import Disk, Machine, machine_in
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Disk:
-    (tmp_path / "disk" / "kyb").mkdir(parents=True)
-    return Disk(tmp_path / "disk")
-
-
-@pytest.fixture
-def machine(tmp_path: Path, disk: Disk) -> Machine:
-    return machine_in(tmp_path / "backups", disk.environment())
+from kyb_backup_pipeline_tests.offsite_sites import Disk, Machine
 
 
 @pytest.fixture
